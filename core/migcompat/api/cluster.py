@@ -1,0 +1,159 @@
+"""The parts of Kubernetes' and KubeVirt's own kinds that decide where a VM may go."""
+
+from __future__ import annotations
+
+import msgspec
+
+from migcompat.api import names
+from migcompat.api.meta import Condition, ObjectMeta
+
+
+class NodeSystemInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """``status.nodeInfo``: the boot id tells a VFIONode of an earlier boot from a current one."""
+
+    boot_id: str = msgspec.field(default="", name="bootID")
+
+
+class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """``Node.status``."""
+
+    node_info: NodeSystemInfo = NodeSystemInfo()
+
+
+class Node(msgspec.Struct, omit_defaults=True):
+    """A Node."""
+
+    metadata: ObjectMeta
+    status: NodeStatus = NodeStatus()
+
+
+class Resources(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A container's resources (quantities as the API gives them: strings, or integers)."""
+
+    limits: dict[str, str | int] | None = None
+    requests: dict[str, str | int] | None = None
+
+
+class Container(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A container."""
+
+    name: str = ""
+    resources: Resources | None = None
+
+
+class PodSpec(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """``Pod.spec``."""
+
+    node_name: str = ""
+    containers: list[Container] = []
+
+
+class Waiting(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a container does not run."""
+
+    reason: str = ""
+    message: str = ""
+
+
+class ContainerState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A container's state."""
+
+    waiting: Waiting | None = None
+
+
+class ContainerStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A container's status."""
+
+    name: str = ""
+    state: ContainerState = ContainerState()
+
+
+class PodStatus(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """``Pod.status``."""
+
+    phase: str = ""
+    reason: str = ""
+    message: str = ""
+    container_statuses: list[ContainerStatus] | None = None
+
+
+class Pod(msgspec.Struct, omit_defaults=True):
+    """A Pod."""
+
+    metadata: ObjectMeta
+    spec: PodSpec = PodSpec()
+    status: PodStatus = PodStatus()
+
+    @property
+    def is_migration_target(self) -> bool:
+        """Whether KubeVirt made the pod as the target of a migration (contract, Migration targets).
+
+        A VM that has migrated runs in such a pod too: compare the VMI's ``status.nodeName`` where it matters.
+        """
+        labels = self.metadata.labels or {}
+        return (
+            labels.get(names.LAUNCHER_LABEL) == names.LAUNCHER_VALUE and names.MIGRATION_UID in labels
+        )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the pod has ended and so holds no device."""
+        return self.status.phase in ("Succeeded", "Failed")
+
+    def asks(self) -> dict[str, int]:
+        """Extended resources the containers ask for, summed, in whole devices (names that contain ``/``)."""
+        wanted: dict[str, int] = {}
+        for container in self.spec.containers:
+            resources = container.resources
+            for name, quantity in ((resources and resources.limits) or {}).items():
+                if "/" in name and str(quantity).isdecimal() and int(quantity):
+                    wanted[name] = wanted.get(name, 0) + int(quantity)
+        return wanted
+
+
+class HostDevice(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """An element of ``spec.domain.devices.gpus`` or ``.hostDevices``."""
+
+    name: str = ""
+    device_name: str = ""
+
+
+class Devices(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """``spec.domain.devices``."""
+
+    gpus: list[HostDevice] | None = None
+    host_devices: list[HostDevice] | None = None
+
+
+class Domain(msgspec.Struct, frozen=True, omit_defaults=True):
+    """``spec.domain``."""
+
+    devices: Devices = Devices()
+
+
+class VMISpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """``VirtualMachineInstance.spec``."""
+
+    domain: Domain = Domain()
+
+
+class VMIStatus(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """``VirtualMachineInstance.status``."""
+
+    phase: str = ""
+    node_name: str = ""
+    conditions: list[Condition] | None = None
+    active_pods: dict[str, str] | None = None
+
+
+class VirtualMachineInstance(msgspec.Struct, omit_defaults=True):
+    """A VMI."""
+
+    metadata: ObjectMeta
+    spec: VMISpec = VMISpec()
+    status: VMIStatus = VMIStatus()
+
+    def device_names(self) -> list[str]:
+        """Resource names of all its GPUs and host devices, in order."""
+        devices = self.spec.domain.devices
+        return [d.device_name for d in (*(devices.gpus or ()), *(devices.host_devices or ()))]

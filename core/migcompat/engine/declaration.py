@@ -1,0 +1,73 @@
+"""What a device says about itself (semantics §1).
+
+A :class:`Declaration` is what every layout (§2) is read into, what the matching (§3) takes, and what
+travels in custom resources: the same content in any layout is the same declaration.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class Kind(enum.StrEnum):
+    """Whether a device is mediated or a physical (virtual or whole) function."""
+
+    MDEV = "mdev"
+    PHYSICAL = "physical"
+
+
+class Presence(enum.StrEnum):
+    """How well a part of a declaration could be read (§3, stage 1)."""
+
+    PRESENT = "Present"
+    ABSENT = "Absent"
+    MALFORMED = "Malformed"
+    UNREADABLE = "Unreadable"
+
+
+class SelfSet(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The ``self`` set: what the device is and what its migration stream looks like.
+
+    ``attributes`` hold canonical names and values (§2) and are empty unless ``presence`` is Present.
+    ``problem`` says in one sentence why the set is malformed or unreadable.
+    """
+
+    presence: Presence = Presence.ABSENT
+    attributes: dict[str, str] = {}
+    problem: str = ""
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One entry of ``compatible``: attribute patterns, all of which must match (§3).
+
+    A malformed entry has a ``problem`` and keeps its place, because verdicts name entries by index (§4).
+    """
+
+    attributes: dict[str, str] = {}
+    problem: str = ""
+
+
+class Acceptance(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a device accepts as an incoming migration.
+
+    ``presence`` is Present when at least one entry (malformed or not) was found, Unreadable when reading
+    failed, Malformed when the whole document was. ``dynamic`` are the names of L4 ``dynamic_resources``,
+    ``sets`` the names that L4 declares as set-valued (``compatible_<attr>`` lists).
+    """
+
+    presence: Presence = Presence.ABSENT
+    entries: tuple[Entry, ...] = ()
+    dynamic: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
+    problem: str = ""
+
+
+class Declaration(msgspec.Struct, frozen=True, omit_defaults=True):
+    """All that one device says about itself, and which layout (``L1`` … ``L4``, or empty) it was read from."""
+
+    kind: Kind
+    self: SelfSet = SelfSet()
+    accepts: Acceptance = Acceptance()
+    layout: str = ""

@@ -1,0 +1,55 @@
+"""The stamp on a target pod: what the agent needs to decide without watching the cluster.
+
+Annotations of a VM are copied to its target pods, so a tenant could write one: a stamp counts only when it
+names the migration that the pod belongs to, whose UID is not known before the pod is made, and the webhook
+overwrites whatever was there.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from migcompat.fleet.migrant import Migrant
+
+VERSION = 1
+LIMIT = 64 * 1024
+"""Bytes; a larger stamp is not written (all annotations of an object share 256 KiB), and the agent asks."""
+
+
+class StampError(ValueError):
+    """The stamp cannot be used; the message says why."""
+
+
+class _Stamp(msgspec.Struct, frozen=True):
+    version: int
+    migration: str
+    migrant: Migrant
+
+
+_DECODER = msgspec.json.Decoder(_Stamp)
+
+
+def encode(migrant: Migrant, migration_uid: str) -> str:
+    """The annotation's value, or an empty string when it would exceed :data:`LIMIT`."""
+    text = msgspec.json.encode(_Stamp(VERSION, migration_uid, migrant))
+    return text.decode() if len(text) <= LIMIT else ""
+
+
+def decode(text: str, migration_uid: str) -> Migrant:
+    """The migrant that the stamp describes.
+
+    Raises:
+        StampError: it is no stamp, of another version, or made for another migration.
+    """
+    if len(text) > LIMIT:
+        raise StampError(f"stamp is longer than {LIMIT} bytes")
+    try:
+        stamp = _DECODER.decode(text)
+    except msgspec.DecodeError as error:
+        raise StampError(f"stamp cannot be read: {error}") from error
+    if stamp.version != VERSION:
+        raise StampError(f"stamp has version {stamp.version}, this agent reads {VERSION}")
+    if not migration_uid or stamp.migration != migration_uid:
+        raise StampError("stamp was made for another migration")
+    devices = tuple(msgspec.structs.replace(device, key="") for device in stamp.migrant.devices)
+    return msgspec.structs.replace(stamp.migrant, devices=devices)

@@ -1,0 +1,36 @@
+"""How we dial a kubelet: a unix socket, the authority it accepts, a deadline, one kind of error."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc.aio
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+
+
+class KubeletError(Exception):
+    """A kubelet did not answer, or refused; the text says which socket and why."""
+
+
+@contextlib.asynccontextmanager
+async def connected(socket: Path) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to *socket*, for a call or two.
+
+    Channels are not kept: a restarted kubelet makes a new socket, and a kept channel would first have to
+    notice and then sit out its own backoff. ``grpc.default_authority``: grpcio would send the path as
+    authority, which Go's server refuses.
+    """
+    options = (
+        ("grpc.default_authority", "localhost"),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    )
+    channel = grpc.aio.insecure_channel(f"unix:{socket}", options=options)
+    try:
+        yield channel
+    except grpc.aio.AioRpcError as error:
+        raise KubeletError(f"{socket}: {error.code().name}: {error.details()}") from error
+    finally:
+        await channel.close(None)

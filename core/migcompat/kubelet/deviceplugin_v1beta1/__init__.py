@@ -1,0 +1,1 @@
+"""Wire contract of the device plugin API v1beta1 (generated from ``deviceplugin.proto``)."""

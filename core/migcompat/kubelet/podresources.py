@@ -1,0 +1,43 @@
+"""Which pod holds which device, as the kubelet knows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from migcompat.api.vfionode import PodRef
+from migcompat.kubelet.connection import connected
+from migcompat.kubelet.podresources_v1 import podresources_pb2 as pb
+from migcompat.kubelet.podresources_v1 import podresources_pb2_grpc as pb_grpc
+
+DEADLINE = 5.0
+
+Allocations = dict[tuple[str, str], PodRef]
+
+
+class PodResources:
+    """The PodResources API at *socket* (``<kubelet>/pod-resources/kubelet.sock``).
+
+    The kubelet answers 100 calls a second from all its clients together; call it every few seconds and when
+    something has just been allocated.
+    """
+
+    def __init__(self, socket: Path, deadline: float = DEADLINE) -> None:
+        self._socket = socket
+        self._deadline = deadline
+
+    async def allocations(self) -> Allocations:
+        """``{(resource, device id): pod}`` of all pods of the node. Raises KubeletError.
+
+        The kubelet sends one entry a device, or one of several; both are read.
+        """
+        async with connected(self._socket) as channel:
+            answer = await pb_grpc.PodResourcesListerStub(channel).List(
+                pb.ListPodResourcesRequest(), timeout=self._deadline
+            )
+        return {
+            (devices.resource_name, device): PodRef(pod.namespace, pod.name)
+            for pod in answer.pod_resources
+            for container in pod.containers
+            for devices in container.devices
+            for device in devices.device_ids
+        }
