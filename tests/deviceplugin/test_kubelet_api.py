@@ -1,0 +1,103 @@
+"""The kubelet's APIs: generated code, client side, and the kubelet that the tests use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc.aio
+import pytest
+from migcompat.api.vfionode import PodRef
+from migcompat.kubelet.connection import KubeletError
+from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2 as pb
+from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2_grpc as pb_grpc
+from migcompat.kubelet.podresources import PodResources
+from migcompat.kubelet.podresources_v1 import podresources_pb2
+from migcompat.kubelet.registration import register
+
+from tests.support.kubelet import DeviceManager, PreStartError, running_device_manager
+from tests.tools.generate_protos import CORE, generate
+
+RESOURCE = "vfio.example.org/thing"
+
+
+class Plugin(pb_grpc.DevicePluginServicer):
+    async def ListAndWatch(
+        self, request: pb.Empty, context: grpc.aio.ServicerContext[pb.Empty, pb.ListAndWatchResponse]
+    ) -> AsyncIterator[pb.ListAndWatchResponse]:
+        yield pb.ListAndWatchResponse(
+            devices=[pb.Device(ID="a", health="Healthy"), pb.Device(ID="b", health="Unhealthy")]
+        )
+        await asyncio.Event().wait()
+
+    async def Allocate(
+        self,
+        request: pb.AllocateRequest,
+        context: grpc.aio.ServicerContext[pb.AllocateRequest, pb.AllocateResponse],
+    ) -> pb.AllocateResponse:
+        (asked,) = request.container_requests
+        answer = pb.ContainerAllocateResponse(envs={"IDS": ",".join(asked.devices_ids)})
+        return pb.AllocateResponse(container_responses=[answer])
+
+    async def PreStartContainer(
+        self,
+        request: pb.PreStartContainerRequest,
+        context: grpc.aio.ServicerContext[pb.PreStartContainerRequest, pb.PreStartContainerResponse],
+    ) -> pb.PreStartContainerResponse:
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not today")
+
+
+@pytest.fixture
+async def kubelet(tmp_path: Path) -> AsyncIterator[DeviceManager]:
+    async with running_device_manager(tmp_path) as manager:
+        yield manager
+
+
+@pytest.fixture
+async def plugin(kubelet: DeviceManager) -> AsyncIterator[str]:
+    server = grpc.aio.server()
+    pb_grpc.add_DevicePluginServicer_to_server(Plugin(), server)
+    server.add_insecure_port(f"unix:{kubelet.plugin_dir / 'thing.sock'}")
+    await server.start()
+    yield "thing.sock"
+    await server.stop(0)
+
+
+def test_generated_code_is_up_to_date(tmp_path: Path) -> None:
+    for path in generate(tmp_path):
+        committed = CORE / path.relative_to(tmp_path)
+        assert committed.read_text() == path.read_text(), f"{committed}: run `make generate`"
+
+
+def test_protos_do_not_clash_with_other_files_named_api_proto() -> None:
+    assert pb.DESCRIPTOR.name == "migcompat/kubelet/deviceplugin_v1beta1/deviceplugin.proto"
+    assert pb.DESCRIPTOR.package == "v1beta1"
+    assert podresources_pb2.DESCRIPTOR.name == "migcompat/kubelet/podresources_v1/podresources.proto"
+    assert podresources_pb2.DESCRIPTOR.package == "v1"
+
+
+async def test_registered_devices_are_allocated_and_seen_in_pod_resources(
+    kubelet: DeviceManager, plugin: str
+) -> None:
+    options = pb.DevicePluginOptions(pre_start_required=True)
+    await register(kubelet.plugin_dir / "kubelet.sock", plugin, RESOURCE, options)
+    await kubelet.wait_for(lambda: RESOURCE in kubelet.resources)
+
+    answers = await kubelet.admit("ns", "pod", "compute", {RESOURCE: 1})
+
+    assert answers[RESOURCE].envs["IDS"] == "a"
+    allocations = await PodResources(kubelet.kubelet_dir / "pod-resources/kubelet.sock").allocations()
+    assert allocations == {(RESOURCE, "a"): PodRef("ns", "pod")}
+    with pytest.raises(PreStartError, match="not today"):
+        await kubelet.prestart("ns", "pod", "compute")
+
+
+async def test_refused_registration_says_why(kubelet: DeviceManager, plugin: str) -> None:
+    with pytest.raises(KubeletError, match="is invalid"):
+        await register(kubelet.plugin_dir / "kubelet.sock", plugin, "no-slash", pb.DevicePluginOptions())
+
+
+async def test_absent_kubelet_is_an_error_with_its_socket(tmp_path: Path) -> None:
+    with pytest.raises(KubeletError, match=r"kubelet\.sock"):
+        await PodResources(tmp_path / "kubelet.sock").allocations()
