@@ -91,9 +91,7 @@ class Pod(msgspec.Struct, omit_defaults=True):
         A VM that has migrated runs in such a pod too: compare the VMI's ``status.nodeName`` where it matters.
         """
         labels = self.metadata.labels or {}
-        return (
-            labels.get(names.LAUNCHER_LABEL) == names.LAUNCHER_VALUE and names.MIGRATION_UID in labels
-        )
+        return labels.get(names.LAUNCHER_LABEL) == names.LAUNCHER_VALUE and names.MIGRATION_UID in labels
 
     @property
     def is_over(self) -> bool:
@@ -157,3 +155,23 @@ class VirtualMachineInstance(msgspec.Struct, omit_defaults=True):
         """Resource names of all its GPUs and host devices, in order."""
         devices = self.spec.domain.devices
         return [d.device_name for d in (*(devices.gpus or ()), *(devices.host_devices or ()))]
+
+
+class MigrationSpec(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """``VirtualMachineInstanceMigration.spec``."""
+
+    vmi_name: str = ""
+
+
+class MigrationStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """``VirtualMachineInstanceMigration.status``; phases that end it are Succeeded and Failed."""
+
+    phase: str = ""
+
+
+class VirtualMachineInstanceMigration(msgspec.Struct, omit_defaults=True):
+    """A VMIM: the wish to migrate one VMI, made by a person, a drain or a descheduler."""
+
+    metadata: ObjectMeta
+    spec: MigrationSpec = MigrationSpec()
+    status: MigrationStatus = MigrationStatus()
