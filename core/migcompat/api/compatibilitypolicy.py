@@ -9,7 +9,9 @@ from migcompat.api.names import API_VERSION
 from migcompat.engine.policy import Policy
 
 
-class DeviceSelector(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, rename="camel"):
+class DeviceSelector(
+    msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, rename="camel"
+):
     """Which devices: every key given must equal the device's (empty: any)."""
 
     driver: str = ""
@@ -25,7 +27,9 @@ class Selector(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     node_labels: dict[str, str] = {}
 
 
-class CompatibilityPolicySpec(Policy, frozen=True, omit_defaults=True, forbid_unknown_fields=True, rename="camel"):
+class CompatibilityPolicySpec(
+    Policy, frozen=True, omit_defaults=True, forbid_unknown_fields=True, rename="camel"
+):
     """The policy keys of semantics §5, and whom they select."""
 
     selector: Selector = Selector()

@@ -1,4 +1,4 @@
-"""``MigrationCompatibility``: for one VM (or device, or literal attributes) where it could go, and why not."""
+"""``MigrationCompatibility``: where one VM (or device, or literal attributes) could go, and why not."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Source(msgspec.Struct, omit_defaults=True):
 
 
 class Group(msgspec.Struct, omit_defaults=True):
-    """Nodes that refuse for the same reason with the same message (``nodes`` is bounded, ``count`` is not)."""
+    """Nodes that refuse with the same reason and message (``nodes`` is bounded, ``count`` is not)."""
 
     reason: str
     message: str

@@ -111,9 +111,7 @@ def split(declared: Declaration) -> tuple[str, Profile, str, Acceptance, dict[st
     names = {*DEFAULT_POLICY.dynamic_attributes, *declared.accepts.dynamic}
     dynamic = {k: v for k, v in declared.self.attributes.items() if k in names}
     fixed = {k: v for k, v in declared.self.attributes.items() if k not in names}
-    profile = Profile(
-        declared.kind, SelfSet(declared.self.presence, fixed, declared.self.problem)
-    )
+    profile = Profile(declared.kind, SelfSet(declared.self.presence, fixed, declared.self.problem))
     return digest(profile), profile, digest(declared.accepts), declared.accepts, dynamic
 
 
@@ -123,7 +121,5 @@ def declaration(status: VFIONodeStatus, device: Device) -> Declaration | None:
     acceptance = status.acceptances.get(device.acceptance)
     if profile is None or acceptance is None:
         return None
-    own = SelfSet(
-        profile.self.presence, {**profile.self.attributes, **device.dynamic}, profile.self.problem
-    )
+    own = SelfSet(profile.self.presence, {**profile.self.attributes, **device.dynamic}, profile.self.problem)
     return Declaration(profile.kind, own, acceptance)

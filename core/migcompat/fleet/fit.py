@@ -43,7 +43,7 @@ _STAGES = {
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A device that could take over state: its declaration with supplied parts, and the policy that governs it.
+    """A device that could take over state: its declaration, supplied parts included, and its policy.
 
     ``key`` and ``policy_key`` are content digests (empty ``key``: computed when needed).
     """
@@ -59,7 +59,7 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class Assigned(msgspec.Struct, frozen=True):
-    """The VM's device *source* (index) goes to the target device *id*, once *obligations* are written there."""
+    """The VM's device *source* (index) goes to the device *id*, once *obligations* are written there."""
 
     source: int
     id: str
@@ -95,18 +95,18 @@ def fit(migrant: Migrant, targets: Sequence[Target], judge: Judge | None = None,
         return _fit_unknown(migrant, asked, targets, reserved)
     verdicts = _verdicts(migrant, targets, judge)
     for row in verdicts:
+        if not row:
+            return Fit(False, False, NOT_ENOUGH, "no device of the pool that the VM's device came from")
         if not any(verdict.compatible for verdict in row.values()):
             nearest = max(row.values(), key=lambda v: _STAGES[v.reason])
             return Fit(False, False, nearest.reason, nearest.message)
-    if len(migrant.devices) > 1 and (
-        any(device.peer_to_peer is False for device in migrant.devices)
-    ):
-        return Fit(False, False, NO_P2P, "several devices, and not all of the source support peer-to-peer migration")
+    if len(migrant.devices) > 1 and any(device.peer_to_peer is False for device in migrant.devices):
+        return Fit(False, False, NO_P2P, "not all devices of the source support peer-to-peer")
     rows = [{i: v.rank or () for i, v in row.items() if v.compatible} for row in verdicts]
     if len(migrant.devices) > 1:
         rows = [{i: r for i, r in row.items() if targets[i].peer_to_peer is not False} for row in rows]
         if not all(rows):
-            return Fit(False, False, NO_P2P, "several devices, and the target's do not support peer-to-peer migration")
+            return Fit(False, False, NO_P2P, "not enough devices support peer-to-peer")
     free_rows = [{i: rank for i, rank in row.items() if targets[i].free} for row in rows]
     usable = {i for row in free_rows for i in row}
     chosen = assign(free_rows) if len(usable) - reserved >= len(rows) else None
@@ -114,7 +114,9 @@ def fit(migrant: Migrant, targets: Sequence[Target], judge: Judge | None = None,
     if chosen is None:
         chosen = assign(rows)
     if chosen is None:
-        return Fit(False, False, NOT_ENOUGH, f"fewer than {len(rows)} devices accept, one for each of the VM's")
+        return Fit(
+            False, False, NOT_ENOUGH, f"fewer than {len(rows)} devices accept, one for each of the VM's"
+        )
     picked = [verdicts[source][index] for source, index in enumerate(chosen)]
     ranks = [verdict.rank for verdict in picked if verdict.rank is not None]
     reason = Reason.UNKNOWN if any(v.reason is Reason.UNKNOWN for v in picked) else Reason.COMPATIBLE

@@ -214,7 +214,9 @@ class Fleet:
         migrant = self.migrant(vmi)
         if labels.get(names.NODE_NAME, migrant.node) != migrant.node:
             return msgspec.structs.replace(
-                migrant, devices=(), problem="label kubevirt.io/nodeName and the VMI name different source nodes"
+                migrant,
+                devices=(),
+                problem="target pod and VMI name different source nodes",
             )
         if migrant.asks != asks:
             return msgspec.structs.replace(
@@ -294,7 +296,9 @@ class Fleet:
         declared = declaration(item.status, device)
         if declared is None:
             return None
-        supplied = supply(declared, self.policies.select(_facts(device), self._labels(item.metadata.name)).policy)
+        supplied = supply(
+            declared, self.policies.select(_facts(device), self._labels(item.metadata.name)).policy
+        )
         return MigrantDevice(
             device.resource, supplied, device.id, device.profile, device.peer_to_peer, content_key(supplied)
         )

@@ -1,4 +1,4 @@
-"""What a VM's annotations ask for, and how much of it the admin lets count (contract, Labels and annotations)."""
+"""What a VM's annotations ask for, and how much of it the admin lets count (contract, Labels)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which CompatibilityPolicy governs a device (semantics §5: the most specific wins, then the first by name)."""
+"""Which CompatibilityPolicy governs a device (semantics §5: most specific, then first by name)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ class PolicySet:
                 continue
             device = spec.selector.device
             given = (device.driver, device.type, device.device_api, device.vendor)
-            rules.append(_Rule(name, spec, digest(spec), sum(map(bool, given)) + len(spec.selector.node_labels)))
+            rules.append(
+                _Rule(name, spec, digest(spec), sum(map(bool, given)) + len(spec.selector.node_labels))
+            )
         self._rules = sorted(rules, key=lambda r: (-r.specificity, r.name))
         self._label_keys = sorted({key for rule in rules for key in rule.spec.selector.node_labels})
         self._memo: dict[tuple[Facts, tuple[str | None, ...]], Selected] = {}
