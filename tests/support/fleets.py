@@ -88,7 +88,9 @@ def vmi(
     return cluster.VirtualMachineInstance(
         ObjectMeta(name=name, namespace=namespace, uid=f"uid-{name}", annotations=dict(annotations or {})),
         cluster.VMISpec(cluster.Domain(cluster.Devices(gpus=gpus))),
-        cluster.VMIStatus("Running", node_name, [Condition("LiveMigratable", "True" if migratable else "False")]),
+        cluster.VMIStatus(
+            "Running", node_name, [Condition("LiveMigratable", "True" if migratable else "False")]
+        ),
     )
 
 
@@ -103,7 +105,10 @@ def pod(
     namespace: str = "tenant-a",
     phase: str = "Running",
 ) -> cluster.Pod:
-    """A launcher pod of a VMI named ``virt-launcher-<vmi>-<suffix>``; a migration target when *source* is given."""
+    """A launcher pod of a VMI named ``virt-launcher-<vmi>-<suffix>``.
+
+    A migration target when *source* is given.
+    """
     labels = {names.LAUNCHER_LABEL: names.LAUNCHER_VALUE, names.CREATED_BY: f"uid-{vmi_name}"}
     labels[names.NODE_NAME] = source or node_name
     if source:

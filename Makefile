@@ -1,0 +1,56 @@
+# Everything runs from .venv, which is made from the lock file on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format bench lock generate manifests clean
+
+help:  ## what each target does
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+$(VENV)/.ready: requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "migcompat needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=…" >&2; exit 1; }
+	@echo "Making $(VENV) from requirements-dev.lock …"
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "Python's venv module is missing (on Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+venv: $(VENV)/.ready
+
+demo: venv  ## the main job once, on a real control plane, step by step
+	@$(BIN)/python -m tests.scenario.demo
+
+test: venv  ## all tests, against the real parts (built once into the cache)
+	$(BIN)/python -m pytest
+
+lint: venv  ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: venv  ## let ruff format and mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: venv  ## figures, as ratios against baselines of the same run
+	@$(BIN)/python -m tests.bench.run
+
+lock: venv  ## resolve the dependencies anew
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		pyproject.toml --group dev -o requirements-dev.lock
+
+generate: venv  ## the gRPC code from the .proto files
+	$(BIN)/python -m tests.tools.generate_protos
+
+manifests: venv  ## deploy/manifests.yaml from the chart
+	$(BIN)/python -m tests.tools.render_manifests
+
+clean:  ## what was built here (the cache of built binaries stays)
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
