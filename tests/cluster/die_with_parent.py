@@ -1,7 +1,7 @@
-"""Becomes another program that the kernel kills as soon as the parent is gone (prctl(2), PR_SET_PDEATHSIG).
+"""Becomes another program that the kernel kills as soon as the parent is gone (PR_SET_PDEATHSIG, prctl(2)).
 
-Called as ``python -IS die_with_parent.py PARENT_PID PROGRAM [ARGUMENT...]``. Neither SIGKILL nor a crash of the
-test process then leaves anything running.
+Called as ``python -IS die_with_parent.py PARENT_PID PROGRAM [ARGUMENT...]``. Neither SIGKILL nor a crash of
+the test process then leaves anything running.
 """
 
 import ctypes

@@ -135,7 +135,7 @@ def _digest(*parts: str) -> str:
 
 
 def _once(home: Path, name: str, arguments: list[str], module: Path, *, gobin: bool = False) -> Path:
-    """The program at ``home/name``, built if it is not there (an output `name` in `arguments` is redirected)."""
+    """The program at ``home/name``, built if it is not there (``-o name`` is redirected)."""
     target = home / name
     if target.exists():
         return target
