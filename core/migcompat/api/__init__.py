@@ -1,5 +1,5 @@
 """What passes between components: typed custom resources, names, labels and annotations.
 
 Pure data. The contract (docs/reference/contract.md) is normative for every name in here; the CRD schemas in
-``charts/migcompat/crds`` describe the same fields.
+``charts/migcompat/files/crds`` describe the same fields.
 """
