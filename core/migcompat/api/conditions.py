@@ -13,9 +13,10 @@ def set_condition(existing: list[Condition], new: Condition, now: str) -> list[C
     ``last_transition_time`` stays what it was unless the status changes; then it is *now* (RFC 3339).
     The lists given are not changed, so old and new can be compared to see whether a write is needed.
     """
-    old = next((c for c in existing if c.type == new.type), None)
+    at = next((i for i, condition in enumerate(existing) if condition.type == new.type), None)
+    old = None if at is None else existing[at]
     kept = old.last_transition_time if old is not None and old.status == new.status else None
     stamped = msgspec.structs.replace(new, last_transition_time=kept or now)
-    if old is None:
+    if at is None:
         return [*existing, stamped]
-    return [stamped if c is old else c for c in existing if c is old or c.type != new.type]
+    return [stamped if i == at else c for i, c in enumerate(existing) if i == at or c.type != new.type]

@@ -339,11 +339,14 @@ def _say(problem: BaseException, deadline: float) -> str:
 
 
 def _error(status: int, raw: bytes, method: str, path: str) -> ApiError:
+    """What a Status body says; in a watch the HTTP *status* is not known (0) and the body's code counts."""
     try:
         told = msgspec.json.decode(raw, type=_Status)
     except msgspec.DecodeError:
         told = _Status(message=raw[:200].decode(errors="replace"))
-    return api_error(status, told.reason or "Unknown", told.message or "no message", method, path)
+    return api_error(
+        status or told.code, told.reason or "Unknown", told.message or "no message", method, path
+    )
 
 
 def _identity(raw: msgspec.Raw) -> _Identity:
@@ -389,9 +392,7 @@ def _event(res: Resource[T], line: bytes, path: str) -> WatchEvent[T] | None:
     except msgspec.DecodeError as problem:
         raise Unreachable(f"a line of the watch is not an event: {problem}", "GET", path) from problem
     if told.type == "ERROR":
-        error = _error(0, bytes(told.object), "GET", path)
-        code = msgspec.json.decode(told.object, type=_Status).code
-        raise api_error(code, error.reason, error.message, "GET", path)
+        raise _error(0, bytes(told.object), "GET", path)
     who = _identity(told.object)
     if told.type == "BOOKMARK":
         return WatchEvent(EventType.BOOKMARK, "", "", who.resource_version, None)
