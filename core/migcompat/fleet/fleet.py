@@ -155,6 +155,10 @@ class Fleet:
         """The launcher pods of a VMI."""
         return [self._pods[key] for key in sorted(self._pods_of.get(vmi_uid, ()))]
 
+    def node(self, name: str) -> Node | None:
+        """A Node by name."""
+        return self._nodes.get(name)
+
     def vfionode(self, name: str) -> VFIONode | None:
         """The VFIONode of a node, whether or not it counts."""
         return self._vfionodes.get(name)

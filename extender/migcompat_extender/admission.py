@@ -1,0 +1,151 @@
+"""``POST /mutate``: target pods get accepting nodes as node affinity, or are denied (contract, *Steering*).
+
+Only the request is read and only the answer is written, so dry runs need no case of their own; they are not
+counted in the metrics.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import msgspec
+from migcompat.api import names
+from migcompat.api.cluster import Pod
+from migcompat.fleet import stamp
+from migcompat.fleet.fleet import Fleet
+from migcompat.fleet.migrant import Migrant, Mode
+from migcompat.fleet.survey import Survey
+
+from migcompat_extender.affinity import NodeAffinity
+from migcompat_extender.denial import denial
+from migcompat_extender.filter import NOT_READY
+from migcompat_extender.jsonpatch import Operation, add, remove, write
+from migcompat_extender.settings import Settings
+from migcompat_extender.table import Tables
+from migcompat_extender.targets import must_wait
+from migcompat_extender.wire import (
+    POD,
+    AdmissionRequest,
+    AdmissionResponse,
+    Status,
+    WireError,
+    read_review,
+    write_review,
+)
+
+_POD = msgspec.json.Decoder(Pod)
+
+
+class Admission:
+    """Answers admission reviews. ``problem`` says why the fleet cannot be trusted now, or None."""
+
+    def __init__(
+        self, fleet: Fleet, tables: Tables, problem: Callable[[], str | None], settings: Settings
+    ) -> None:
+        self._fleet = fleet
+        self._tables = tables
+        self._problem = problem
+        self._settings = settings
+
+    def answer(self, body: bytes) -> tuple[bytes, str]:
+        """The AdmissionReview for *body*, and the outcome to count (empty for dry runs).
+
+        Raises:
+            WireError: the review cannot be understood.
+        """
+        request = read_review(body)
+        try:
+            response, outcome = self._review(request)
+        except msgspec.DecodeError as error:
+            raise WireError(f"object of the AdmissionReview is not a Pod: {error}") from error
+        return write_review(response), "" if request.dry_run else outcome
+
+    def _review(self, request: AdmissionRequest) -> tuple[AdmissionResponse, str]:
+        allowed = AdmissionResponse(request.uid, True)
+        if (request.kind, request.operation, request.sub_resource) != (POD, "CREATE", ""):
+            allowed.warnings = [
+                "migcompat: only the creation of pods is looked at; check the webhook's rules"
+            ]
+            return allowed, "not_a_new_pod"
+        pod = _POD.decode(request.object)
+        pod.metadata.namespace = pod.metadata.namespace or request.namespace
+        if not pod.is_migration_target:
+            return allowed, "not_a_target"
+        if problem := self._problem():
+            return self._unknown(request, pod, problem)
+        migrant = self._fleet.migrant_for_pod(pod)
+        if migrant is None:
+            return allowed, "not_ours"
+        operations = _stamp(pod, migrant)
+        if migrant.mode is not Mode.ENFORCE:
+            allowed.audit_annotations = {"mode": migrant.mode}
+        outcome = "stamped"
+        if migrant.mode is not Mode.IGNORE:
+            survey = self._tables.of(migrant).survey
+            affinity = NodeAffinity(request.object)
+            if migrant.mode is Mode.PREFER:
+                operations += affinity.prefer(_by_rank(survey), self._settings.max_names)
+                outcome = "preferred"
+            elif not survey.free:
+                status = Status(403, denial(migrant, survey), "Forbidden")
+                return AdmissionResponse(request.uid, False, status), "denied"
+            else:
+                operations += affinity.require(
+                    survey.accepting,
+                    _refusing(migrant, survey),
+                    self._settings.max_names,
+                    self._settings.max_affinity_bytes,
+                )
+                outcome = "steered"
+        return _patched(allowed, operations), outcome
+
+    def _unknown(self, request: AdmissionRequest, pod: Pod, problem: str) -> tuple[AdmissionResponse, str]:
+        """The cluster is not known: let the pod pass to the guard, without a stamp that is not ours."""
+        allowed = AdmissionResponse(request.uid, True)
+        if not must_wait(pod, allow_loosening=self._settings.allow_loosening):
+            return _patched(allowed, _unstamp(pod)), "not_ours"
+        text = f"migcompat: {NOT_READY}: {problem}"
+        if self._settings.fail_closed:
+            return AdmissionResponse(
+                request.uid, False, Status(503, text, "ServiceUnavailable")
+            ), "failed_closed"
+        allowed.warnings = [f"{text}; the pod is not steered"]
+        return _patched(allowed, _unstamp(pod)), "failed_open"
+
+
+def _patched(response: AdmissionResponse, operations: list[Operation]) -> AdmissionResponse:
+    if operations:
+        response.patch_type, response.patch = "JSONPatch", write(operations)
+    return response
+
+
+def _stamp(pod: Pod, migrant: Migrant) -> list[Operation]:
+    """Write the stamp over whatever a tenant put there; one too large is left out, and the agent asks."""
+    text = stamp.encode(migrant, (pod.metadata.labels or {}).get(names.MIGRATION_UID, ""))
+    if not text:
+        return _unstamp(pod)
+    if not pod.metadata.annotations:
+        return [add({names.SOURCE: text}, "metadata", "annotations")]
+    return [add(text, "metadata", "annotations", names.SOURCE)]
+
+
+def _unstamp(pod: Pod) -> list[Operation]:
+    if names.SOURCE in (pod.metadata.annotations or {}):
+        return [remove("metadata", "annotations", names.SOURCE)]
+    return []
+
+
+def _refusing(migrant: Migrant, survey: Survey) -> list[str]:
+    """Nodes that offer such devices and must not be used: those that refuse, and the source.
+
+    Nodes that offer none are kept away by kube-scheduler, which counts devices.
+    """
+    return sorted({node for node, fit in survey.fits.items() if not fit.compatible} | ({migrant.node} - {""}))
+
+
+def _by_rank(survey: Survey) -> list[list[str]]:
+    def key(node: str) -> object:
+        return survey.fits[node].free, survey.fits[node].rank
+
+    return [list(group) for _, group in itertools.groupby(survey.accepting, key)]
