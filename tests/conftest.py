@@ -1,4 +1,4 @@
-"""Fixtures that several test directories share: the real control plane's programs, and clusters made of them."""
+"""Fixtures that several test directories share: the control plane's programs, and clusters made of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def binaries(pytestconfig: pytest.Config) -> build.Binaries:
-    """The control plane's programs, kubectl and helm; where they cannot be had, the test fails and says why."""
+    """The control plane's programs, kubectl and helm; where they cannot be had, tests fail and say why."""
     problem = pytestconfig.stash.get(_BUILD_PROBLEM, "")
     if problem:
         pytest.fail(problem, pytrace=False)

@@ -260,7 +260,7 @@ class ControlPlane:
             "--authentication-skip-lookup=true",
             *self._secure(port),
         )
-        self._await("kube-controller-manager", f"https://{self.addresses.control_plane}:{port}/readyz")
+        self._await("kube-controller-manager", f"https://{self.addresses.control_plane}:{port}/healthz")
 
     def _secure(self, port: int) -> tuple[str, ...]:
         return (

@@ -154,9 +154,7 @@ def test_a_broken_part_is_reported_with_its_log(binaries: object, control_plane:
     plane = ControlPlane(control_plane.binaries)
     try:
         plane.kubeconfig.write_text("not: [a kubeconfig")
-        with pytest.raises(
-            ClusterError, match=r"kube-controller-manager ended with 1; the end of its log:\n.*yaml"
-        ):
+        with pytest.raises(ClusterError, match=r"kube-controller-manager ended with 1;(.|\n)*yaml"):
             plane.start()
     finally:
         plane.stop()
