@@ -1,0 +1,62 @@
+"""What the operator says in events, and that it says it once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import msgspec
+from migcompat.api.cluster import Pod, VirtualMachineInstance
+from migcompat.api.event import ObjectReference
+
+WARNING = "Warning"
+NORMAL = "Normal"
+
+MIGRATION_IMPOSSIBLE = "MigrationImpossible"
+MIGRATION_POSSIBLE = "MigrationPossible"
+NO_ACCEPTING_NODE = "NoAcceptingNode"
+UNKNOWN_ANNOTATION_VALUE = "UnknownAnnotationValue"
+RULES_LOOSENED = "RulesLoosened"
+LOOSENING_IGNORED = "LooseningIgnored"
+GUARD_REFUSED = "GuardRefused"
+
+_REMEMBERED = 20_000
+
+
+class Announcement(msgspec.Struct, frozen=True):
+    """One event. Two with the same object, reason and *cause* say the same thing (the message may count)."""
+
+    about: ObjectReference
+    type: str
+    reason: str
+    message: str
+    cause: str = ""
+
+
+class Said:
+    """What has been said already, so that no event comes again and again."""
+
+    def __init__(self) -> None:
+        self._causes: OrderedDict[tuple[str, str], str] = OrderedDict()
+
+    def is_news(self, announcement: Announcement) -> bool:
+        """Whether it differs from the last one about its object with its reason; remembers it."""
+        key = (announcement.about.uid, announcement.reason)
+        cause = announcement.cause or announcement.message
+        if self._causes.get(key) == cause:
+            return False
+        self._causes[key] = cause
+        self._causes.move_to_end(key)
+        if len(self._causes) > _REMEMBERED:
+            self._causes.popitem(last=False)
+        return True
+
+
+def about_vmi(vmi: VirtualMachineInstance) -> ObjectReference:
+    """The reference that ``kubectl describe vmi`` looks for."""
+    meta = vmi.metadata
+    return ObjectReference("kubevirt.io/v1", "VirtualMachineInstance", meta.name, meta.namespace, meta.uid)
+
+
+def about_pod(pod: Pod) -> ObjectReference:
+    """The reference that ``kubectl describe pod`` looks for."""
+    return ObjectReference("v1", "Pod", pod.metadata.name, pod.metadata.namespace, pod.metadata.uid)

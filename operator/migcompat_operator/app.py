@@ -1,0 +1,87 @@
+"""One operator process: who talks to whom."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import kopf
+import msgspec
+from migcompat.fleet.fleet import Fleet
+from migcompat.httpserver import serve_health
+from migcompat.kube.client import Client
+
+from migcompat_operator.handlers import registry, settings
+from migcompat_operator.metrics import Metrics
+from migcompat_operator.mirror import Dirty, Mirror
+from migcompat_operator.resync import Resync
+from migcompat_operator.worker import COUNT_DELAY, STUCK, Worker
+from migcompat_operator.writer import Writer
+
+log = logging.getLogger(__name__)
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What the command line says. ``count_delay``: seconds for which mere counts may wait."""
+
+    health_bind: str = "0.0.0.0:8080"
+    kubeconfig: str | None = None
+    allow_loosening: bool = False
+    count_delay: float = COUNT_DELAY
+
+
+async def run(options: Options) -> None:
+    """Run until SIGTERM or SIGINT (kopf handles them), or until a part fails: then its error is raised.
+
+    Nothing is kept over a restart but what the cluster itself holds, so failing is safe.
+    """
+    metrics = Metrics()
+    wake = asyncio.Event()
+    fleet = Fleet(allow_loosening=options.allow_loosening)
+    mirror = Mirror(fleet, Dirty(wake.set))
+    async with Client.from_environment(options.kubeconfig) as client:
+        resync = Resync(client, mirror)
+        worker = Worker(
+            mirror,
+            Writer(client, mirror, metrics),
+            metrics,
+            wake,
+            allow_loosening=options.allow_loosening,
+            count_delay=options.count_delay,
+        )
+
+        def live() -> str | None:
+            silence = worker.silence()
+            return f"no pass for {silence:.0f} s" if resync.synced and silence > STUCK else None
+
+        def ready() -> str | None:
+            return None if resync.synced else resync.problem
+
+        health = await serve_health(options.health_bind, live, ready, metrics.registry)
+        try:
+            await resync.prime()
+            log.info("everything listed; answering")
+            await _until_first_ends(
+                asyncio.create_task(worker.run(), name="worker"),
+                asyncio.create_task(resync.run(), name="resync"),
+                asyncio.create_task(
+                    kopf.operator(
+                        registry=registry(mirror, metrics),
+                        settings=settings(),
+                        clusterwide=True,
+                        standalone=True,
+                    ),
+                    name="kopf",
+                ),
+            )
+        finally:
+            await health.cleanup()
+
+
+async def _until_first_ends(*tasks: asyncio.Task[None]) -> None:
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    await asyncio.wait(pending, timeout=10)
+    for task in done:
+        task.result()

@@ -1,0 +1,58 @@
+"""Command line of the operator process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import Annotated
+
+import typer
+from migcompat import logs
+from migcompat.kube.config import ConfigError
+
+from migcompat_operator.app import Options, run
+from migcompat_operator.worker import COUNT_DELAY, COUNT_DELAY_LIMIT
+
+log = logging.getLogger(__name__)
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def operator(
+    health_bind: Annotated[
+        str, typer.Option(help="Address of /healthz, /readyz and /metrics.")
+    ] = "0.0.0.0:8080",
+    kubeconfig: Annotated[
+        str, typer.Option(help="Kubeconfig file; without one $KUBECONFIG, else the pod's service account.")
+    ] = "",
+    allow_loosening: Annotated[
+        bool, typer.Option(help="Honour annotations of VMs that make them laxer.")
+    ] = False,
+    count_delay: Annotated[
+        float,
+        typer.Option(min=0, max=COUNT_DELAY_LIMIT, help="Seconds for which mere changes of counts may wait."),
+    ] = COUNT_DELAY,
+    log_level: Annotated[str, typer.Option(help=f"One of {', '.join(logs.LEVELS)}.")] = "info",
+) -> None:
+    """Answer, for every VM with VFIO devices, where it could migrate and why not elsewhere."""
+    try:
+        logs.set_up(log_level)
+    except ValueError as problem:
+        raise typer.BadParameter(str(problem)) from problem
+    # kopf logs every handled event of every object at this level.
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    if kubeconfig:
+        os.environ["KUBECONFIG"] = kubeconfig
+    options = Options(health_bind, kubeconfig or None, allow_loosening, count_delay)
+    try:
+        asyncio.run(run(options))
+    except (ConfigError, ValueError, OSError) as problem:
+        log.error("cannot start: %s", problem)
+        raise typer.Exit(2) from problem
+
+
+def main() -> None:
+    """Entry point of ``migcompat-operator``."""
+    app()

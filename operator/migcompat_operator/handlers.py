@@ -1,0 +1,98 @@
+"""kopf's event handlers: decode, hand on to the mirror.
+
+Only ``on.event``: kopf's indices cost quadratic time at start, and its persistent handlers write annotations
+and finalizers, which we want on nobody's objects.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import kopf
+import msgspec
+from migcompat.kube.kinds import Resource
+
+from migcompat_operator.metrics import Metrics
+from migcompat_operator.mirror import Mirror
+from migcompat_operator.resync import LAUNCHERS
+
+log = logging.getLogger(__name__)
+
+WATCH_SECONDS = 300
+INACTIVITY = 90.0
+CONNECT = 10.0
+REQUEST = 30.0
+
+
+def registry(mirror: Mirror, metrics: Metrics) -> kopf.OperatorRegistry:
+    """Handlers for every kind the mirror keeps, and the login."""
+    found = kopf.OperatorRegistry()
+    kopf.on.login(registry=found)(_login)
+    for resource in mirror.resources:
+        _register(found, resource, mirror, metrics)
+    return found
+
+
+def settings() -> kopf.OperatorSettings:
+    """How kopf behaves: posts nothing, and no wait of its is without a deadline.
+
+    Its observation of CRDs stays on (RBAC: list and watch customresourcedefinitions): KubeVirt may be
+    installed after us.
+    """
+    chosen = kopf.OperatorSettings()
+    chosen.posting.enabled = False
+    chosen.peering.standalone = True
+    chosen.watching.server_timeout = WATCH_SECONDS
+    chosen.watching.inactivity_timeout = INACTIVITY
+    chosen.watching.connect_timeout = CONNECT
+    chosen.watching.chunk_size = 500
+    chosen.watching.label_selectors["", "v1", "pods"] = LAUNCHERS
+    chosen.networking.connect_timeout = CONNECT
+    chosen.networking.request_timeout = REQUEST
+    chosen.queueing.exit_timeout = 1.0
+    return chosen
+
+
+def take(event: Mapping[str, Any], resource: Resource[Any], mirror: Mirror, metrics: Metrics) -> None:
+    """One event of a watch (type None: from the first list). What does not decode counts as absent."""
+    body = event["object"]
+    meta = body.get("metadata") or {}
+    key = (str(meta.get("namespace") or ""), str(meta.get("name") or ""))
+    version = str(meta.get("resourceVersion") or "")
+    if event["type"] == "DELETED":
+        mirror.drop(resource, key, version)
+        return
+    try:
+        item = resource.decode(msgspec.json.encode(body))
+    except msgspec.DecodeError as problem:
+        metrics.undecodable.labels(resource.plural).inc()
+        log.warning(
+            "%r %s does not fit its type and counts as absent until it is corrected: %s",
+            resource,
+            "/".join(filter(None, key)),
+            problem,
+        )
+        mirror.drop(resource, key, version)
+        return
+    mirror.put(resource, item)
+
+
+def _register(
+    found: kopf.OperatorRegistry, resource: Resource[Any], mirror: Mirror, metrics: Metrics
+) -> None:
+    async def handle(event: Mapping[str, Any], **_: Any) -> None:
+        take(event, resource, mirror, metrics)
+
+    kopf.on.event(resource.group, resource.version, resource.plural, id=resource.plural, registry=found)(
+        handle
+    )
+
+
+def _login(**given: Any) -> kopf.ConnectionInfo | None:
+    """As ``$KUBECONFIG`` says, else as the pod's service account (its token is read anew each time)."""
+    if os.environ.get("KUBECONFIG"):
+        return kopf.login_with_kubeconfig(**given)
+    return kopf.login_with_service_account(**given)

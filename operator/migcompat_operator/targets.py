@@ -1,0 +1,85 @@
+"""What is to be done about a migration's target pod. Pure.
+
+* A pod that the webhook did not stamp is stamped (contract, Labels and annotations), so that the agent need
+  not ask the API server.
+* A pod whose guard refused never starts and would be retried by the kubelet for ever (measured): it goes.
+* A pod that no node takes says so on itself.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from migcompat.api import names
+from migcompat.api.cluster import Pod
+from migcompat.fleet import stamp
+from migcompat.fleet.fleet import Fleet
+from migcompat.fleet.migrant import Mode
+
+from migcompat_operator import announcement as say
+from migcompat_operator.announcement import Announcement
+from migcompat_operator.answer import explain
+
+GUARD_MARK = "migcompat guard:"
+"""What the agent's refusals begin with; the kubelet puts its own words before it."""
+
+
+class TargetPlan(msgspec.Struct):
+    """*stamp*: the annotation's value to write, or empty. *delete*: the guard refused."""
+
+    stamp: str = ""
+    delete: bool = False
+    events: tuple[Announcement, ...] = ()
+
+
+def reconcile_target(fleet: Fleet, pod: Pod) -> TargetPlan:
+    """The plan for a launcher pod; an empty one unless it is a migration target that is not running yet."""
+    if not pod.is_migration_target or pod.is_over or pod.metadata.deletion_timestamp is not None:
+        return TargetPlan()
+    refusal = guard_refusal(pod)
+    if refusal:
+        return TargetPlan(delete=True, events=_refused(fleet, pod, refusal))
+    if pod.status.phase not in ("", "Pending"):
+        return TargetPlan()
+    migrant = fleet.migrant_for_pod(pod)
+    if migrant is None:
+        return TargetPlan()
+    plan = TargetPlan()
+    uid = (pod.metadata.labels or {})[names.MIGRATION_UID]
+    if not migrant.problem and not _is_stamped(pod, uid):
+        plan.stamp = stamp.encode(migrant, uid)
+    if not pod.spec.node_name and migrant.mode is Mode.ENFORCE:
+        survey = fleet.survey(migrant)
+        if not survey.free:
+            causes = " ".join(sorted({group.reason for group in survey.groups}))
+            cause = f"{bool(survey.compatible)} {bool(survey.total)} {causes}"
+            text = explain(migrant, survey)
+            plan.events = (Announcement(say.about_pod(pod), say.WARNING, say.NO_ACCEPTING_NODE, text, cause),)
+    return plan
+
+
+def guard_refusal(pod: Pod) -> str:
+    """The guard's own sentence when one of the pod's containers waits because of it, else empty."""
+    for container in pod.status.container_statuses or ():
+        waiting = container.state.waiting
+        if waiting is not None and GUARD_MARK in waiting.message:
+            return waiting.message[waiting.message.index(GUARD_MARK) :]
+    return ""
+
+
+def _is_stamped(pod: Pod, migration_uid: str) -> bool:
+    try:
+        stamp.decode((pod.metadata.annotations or {}).get(names.SOURCE, ""), migration_uid)
+    except stamp.StampError:
+        return False
+    return True
+
+
+def _refused(fleet: Fleet, pod: Pod, refusal: str) -> tuple[Announcement, ...]:
+    labels, annotations = pod.metadata.labels or {}, pod.metadata.annotations or {}
+    told = [Announcement(say.about_pod(pod), say.WARNING, say.GUARD_REFUSED, refusal)]
+    vmi = fleet.vmi(pod.metadata.namespace, annotations.get(names.VMI_NAME, ""))
+    if vmi is not None and vmi.metadata.uid == labels.get(names.CREATED_BY):
+        where = f" on node {pod.spec.node_name}" if pod.spec.node_name else ""
+        text = f"Target pod {pod.metadata.name}{where} is deleted: {refusal}"
+        told.append(Announcement(say.about_vmi(vmi), say.WARNING, say.GUARD_REFUSED, text))
+    return tuple(told)

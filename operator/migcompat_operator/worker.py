@@ -1,0 +1,199 @@
+"""When things are done: changes are collected for a moment, urgent answers go first, counts may wait.
+
+One task, one pass at a time. A pass plans everything that a change may have affected (pure), then writes:
+changes of MIGRATABLE or REASON, target pods and retries at once, mere counts when ``count_delay`` has passed
+since they first differed (contract: at most 60 s).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Awaitable
+from datetime import UTC, datetime
+
+from migcompat.kube.errors import ApiError
+
+from migcompat_operator.answer import MIGRATABLE, condition
+from migcompat_operator.metrics import Metrics
+from migcompat_operator.mirror import Key, Mirror, Subject
+from migcompat_operator.reconcile import Plan, reconcile
+from migcompat_operator.retries import Retries
+from migcompat_operator.targets import reconcile_target
+from migcompat_operator.writer import Writer
+
+log = logging.getLogger(__name__)
+
+DEBOUNCE = 0.2
+COUNT_DELAY = 5.0
+COUNT_DELAY_LIMIT = 60.0
+BACKOFF_FIRST = 1.0
+BACKOFF_LIMIT = 60.0
+IDLE = 30.0
+"""Seconds after which an idle worker shows that it lives."""
+STUCK = 300.0
+"""Seconds without a sign of life after which ``/healthz`` fails; every request has a deadline far shorter."""
+
+
+Item = tuple[Subject, Key]
+
+
+class Worker:
+    """The one task that reconciles.
+
+    Raises ValueError when *count_delay* is not between 0 and 60 seconds.
+    """
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        writer: Writer,
+        metrics: Metrics,
+        wake: asyncio.Event,
+        *,
+        allow_loosening: bool = False,
+        count_delay: float = COUNT_DELAY,
+        debounce: float = DEBOUNCE,
+    ) -> None:
+        if not 0 <= count_delay <= COUNT_DELAY_LIMIT:
+            raise ValueError(f"count delay {count_delay} is not between 0 and {COUNT_DELAY_LIMIT:g} seconds")
+        self._mirror = mirror
+        self._writer = writer
+        self._metrics = metrics
+        self._wake = wake
+        self._allow_loosening = allow_loosening
+        self._count_delay = count_delay
+        self._debounce = debounce
+        self._retries = Retries()
+        self._due: dict[Item, float] = {}
+        self._failures: dict[Item, int] = {}
+        self._alive = time.monotonic()
+
+    def silence(self) -> float:
+        """Seconds since the last sign of life."""
+        return time.monotonic() - self._alive
+
+    async def run(self) -> None:
+        """Reconcile for ever."""
+        while True:
+            await self._wait()
+            await asyncio.sleep(self._debounce)
+            with self._metrics.cycle.time():
+                await self.pass_once()
+
+    async def pass_once(self) -> None:
+        """Look at everything that is marked or due."""
+        self._wake.clear()
+        ripe = self._ripe()
+        everything, marked = self._mirror.dirty.take()
+        plans: list[tuple[Key, Plan]] = []
+        for subject, key in dict.fromkeys([*marked, *ripe, *(self._everything() if everything else ())]):
+            self._alive = time.monotonic()
+            if subject is Subject.TARGET:
+                await self._target(key)
+            else:
+                plan = await self._question(key)
+                if not plan.is_empty:
+                    plans.append((key, plan))
+            await asyncio.sleep(0)
+        for key, plan in sorted(plans, key=lambda one: not one[1].urgent):
+            self._alive = time.monotonic()
+            await self._carry_out(key, plan, ripe=(Subject.QUESTION, key) in ripe)
+        for touch in self._retries.follow_up(
+            self._mirror.migrations, self._mirror.started_migrations(), time.monotonic()
+        ):
+            await self._attempt((Subject.QUESTION, touch.migration), self._writer.touch(touch))
+        if plans:
+            self._count_verdicts()
+
+    async def _wait(self) -> None:
+        """Until something is marked or due, or for a moment, to show that the worker lives."""
+        times = [at for at in (*self._due.values(), self._retries.next_due()) if at is not None]
+        left = min(times, default=math.inf) - time.monotonic()
+        self._alive = time.monotonic()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, min(left, IDLE))):
+                await self._wake.wait()
+
+    def _ripe(self) -> set[Item]:
+        now = time.monotonic()
+        ripe = {item for item, at in self._due.items() if at <= now}
+        for item in ripe:
+            del self._due[item]
+        return ripe
+
+    def _everything(self) -> list[Item]:
+        questions = dict.fromkeys(self._mirror.compatibilities)
+        for vmi in self._mirror.fleet.vmis():
+            questions[vmi.metadata.namespace, vmi.metadata.name] = None
+        return [
+            *((Subject.TARGET, key) for key in self._mirror.targets),
+            *((Subject.QUESTION, key) for key in questions),
+        ]
+
+    async def _question(self, key: Key) -> Plan:
+        """Plan for one name; migrations that may go now are touched before anything is written."""
+        mirror = self._mirror
+        existing, vmi = mirror.compatibilities.get(key), mirror.fleet.vmi(*key)
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        plan = reconcile(mirror.fleet, existing, vmi, now=now, allow_loosening=self._allow_loosening)
+        self._metrics.reconciled.labels(Subject.QUESTION.value).inc()
+        answered = existing is not None and bool(existing.status.conditions)
+        for touch in self._retries.note(
+            key,
+            plan.survey if vmi is not None else None,
+            before=existing.status.free > 0 if existing is not None and answered else None,
+            migrations=[mirror.migrations[one] for one in sorted(mirror.migrations_of.get(key, ()))],
+            now=time.monotonic(),
+        ):
+            await self._attempt((Subject.QUESTION, key), self._writer.touch(touch))
+        return plan
+
+    async def _carry_out(self, key: Key, plan: Plan, *, ripe: bool) -> None:
+        item = (Subject.QUESTION, key)
+        if plan.is_patient and not ripe:
+            self._due.setdefault(item, time.monotonic() + self._count_delay)
+            await self._writer.say(plan.events)
+            return
+        if await self._attempt(item, self._writer.question(key, self._mirror.compatibilities.get(key), plan)):
+            self._due.pop(item, None)
+
+    async def _target(self, key: Key) -> None:
+        pod = self._mirror.targets.get(key)
+        if pod is None:
+            return
+        self._metrics.reconciled.labels(Subject.TARGET.value).inc()
+        plan = reconcile_target(self._mirror.fleet, pod)
+        if plan.stamp or plan.delete or plan.events:
+            await self._attempt((Subject.TARGET, key), self._writer.target(pod, plan))
+
+    async def _attempt(self, item: Item, action: Awaitable[None]) -> bool:
+        """Do it; when the API server refuses or cannot be reached, look at *item* again after a while."""
+        subject, (namespace, name) = item
+        try:
+            await action
+        except ApiError as problem:
+            times = self._failures[item] = self._failures.get(item, 0) + 1
+            delay = min(BACKOFF_FIRST * 2 ** (times - 1), BACKOFF_LIMIT)
+            self._due[item] = time.monotonic() + delay
+            self._metrics.errors.labels(subject.value).inc()
+            log.warning(
+                "%s %s/%s: trying again in %.0f s: %s", subject.value, namespace, name, delay, problem
+            )
+            return False
+        self._failures.pop(item, None)
+        return True
+
+    def _count_verdicts(self) -> None:
+        found = Counter(
+            (verdict.status, verdict.reason)
+            for item in self._mirror.compatibilities.values()
+            if (verdict := condition(item.status, MIGRATABLE)) is not None
+        )
+        self._metrics.verdicts.clear()
+        for (status, reason), count in found.items():
+            self._metrics.verdicts.labels(status, reason).set(count)
