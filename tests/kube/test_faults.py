@@ -263,7 +263,7 @@ async def test_bodies_carry_version_and_kind_and_deletes_their_precondition() ->
             "PATCH",
             "/api/v1/nodes/n/status?fieldManager=me&force=true",
             "application/apply-patch+yaml",
-            {"metadata": {"labels": {"a": "b"}}, **whole},
+            {"metadata": {"labels": {"a": "b"}, "name": "n"}, **whole},
         ),
         (
             "PATCH",

@@ -210,11 +210,15 @@ class Client:
     ) -> T:
         """Server-side apply: *obj* is all that *field_manager* wants; what it omits of earlier wishes goes.
 
-        Raises Conflict for fields of other managers unless *force*.
+        Creates the object if there is none. Raises Conflict for fields of other managers unless *force*.
         """
         path = res.path(name, namespace, subresource)
         query = _query(fieldManager=field_manager, force="true" if force else "false")
-        raw = await self._send("PATCH", path, _whole(res, obj), query=query, content_type=APPLY_PATCH)
+        fields = msgspec.json.decode(_whole(res, obj), type=dict[str, Any])
+        # The API server wants the name in the body too ("the name of the object … was undeterminable").
+        fields["metadata"] = {**fields.get("metadata", {}), "name": name}
+        body = msgspec.json.encode(fields)
+        raw = await self._send("PATCH", path, body, query=query, content_type=APPLY_PATCH)
         return self._decode(res, "PATCH", path, raw)
 
     async def delete(self, res: Resource[T], name: str, namespace: str = "", uid: str = "") -> None:
