@@ -46,7 +46,7 @@ def add_function(
     write(device, {**facts, "driver_override": "(null)"})
     if physfn:
         (device / "physfn").symlink_to(f"../{physfn}")
-    _register(sys, "pci", device, driver, group, vfio_dev)
+    _register(sys, "pci", device, driver=driver, group=group, vfio_dev=vfio_dev)
     return device
 
 
@@ -68,7 +68,7 @@ def add_mdev(
     mdev_type.mkdir(parents=True, exist_ok=True)
     write(mdev_type, {"name": f"The {type_id}", "device_api": device_api, "available_instances": "1"})
     link(device / "mdev_type", mdev_type)
-    _register(sys, "mdev", device, driver, group, vfio_dev)
+    _register(sys, "mdev", device, driver=driver, group=group, vfio_dev=vfio_dev)
     if group is not None:
         write(sys / f"kernel/iommu_groups/{group}", {"name": "vfio-noiommu"})
     return device
@@ -85,7 +85,7 @@ def link(path: Path, target: Path) -> None:
     path.symlink_to(os.path.relpath(target, path.parent))
 
 
-def _register(sys: Path, bus: str, device: Path, driver: str, group: int | None, vfio_dev: str) -> None:
+def _register(sys: Path, bus: str, device: Path, *, driver: str, group: int | None, vfio_dev: str) -> None:
     if driver:
         add_driver(sys, bus, driver)
         link(device / "driver", sys / "bus" / bus / "drivers" / driver)

@@ -34,10 +34,12 @@ def add_migration(
     """Give a device that has none a ``migration/`` tree in layout L1; returns its path.
 
     It is built aside and appears whole, so that a scan at any moment sees all of it or nothing. Raises
-    OSError when there is one already.
+    FileExistsError when there is one already.
     """
     device = device_dir.resolve(strict=True)
     tree = device / "migration"
+    if tree.exists():
+        raise FileExistsError(f"{tree} exists: use set_migration to replace it")
     _build(device, self_attributes, entries).rename(tree)
     return tree
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from migcompat.engine.declaration import Kind
 from migcompat.sysfs.declaration import read_declaration
@@ -45,7 +46,7 @@ def find(tree: Tree) -> Finds:
         finds.problem(BUS, f"cannot be listed ({error.strerror}): no PCI device is found")
         return finds
     neighbours = _Neighbours()
-    candidates: dict[str, str] = {}
+    candidates: list[_Candidate] = []
     for name in names:
         entry = f"{BUS}/{name}"
         notes: list[str] = []
@@ -55,14 +56,23 @@ def find(tree: Tree) -> Finds:
         driver = neighbours.drivers[name] = tree.link(f"{entry}/driver", notes)
         vfio_dev = tree.vfio_dev(entry, notes)
         if vfio_dev or is_vfio_driver(driver):
-            candidates[name] = vfio_dev
+            candidates.append(_Candidate(name, driver, vfio_dev, notes))
         elif notes or not (driver or tree.is_directory(entry)):
             finds.problem(entry, "; ".join(notes) or "the link is broken")
         elif driver not in HARMLESS_DRIVERS:
             neighbours.host_groups[tree.link(f"{entry}/iommu_group", notes)] = f"{name} (driver {driver})"
-    for name, vfio_dev in candidates.items():
-        finds.device(f"{BUS}/{name}", partial(_read, tree, name, vfio_dev, neighbours))
+    for candidate in candidates:
+        finds.device(f"{BUS}/{candidate.address}", partial(_read, tree, candidate, neighbours))
     return finds
+
+
+class _Candidate(NamedTuple):
+    """A VFIO device as the first look at the bus shows it; ``notes``: what went wrong then."""
+
+    address: str
+    driver: str
+    vfio_dev: str
+    notes: list[str]
 
 
 class _Neighbours:
@@ -73,11 +83,10 @@ class _Neighbours:
         self.host_groups: dict[str, str] = {}
 
 
-def _read(tree: Tree, address: str, vfio_dev: str, neighbours: _Neighbours) -> FoundDevice:
+def _read(tree: Tree, candidate: _Candidate, neighbours: _Neighbours) -> FoundDevice:
+    address, driver, vfio_dev, notes = candidate
     entry = f"{BUS}/{address}"
     path = tree.device_path(entry)
-    notes: list[str] = []
-    driver = neighbours.drivers[address]
     group = tree.link(f"{path}/iommu_group", notes)
     physfn = tree.link(f"{path}/physfn", notes)
     pci_id, revision = tree.pci_id(path, notes)

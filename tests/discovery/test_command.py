@@ -1,0 +1,114 @@
+"""``migcompat scan``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from migcompat.cli import scan as scan_command
+from migcompat.sysfs.scan import FoundDevice
+from typer.testing import CliRunner
+
+from tests.support.fabricate import add_function, add_mdev
+from tests.support.sysfs import KERNELS, add_migration
+
+UUID = "336f95d5-1d9d-5a8e-9e77-55f722edd4e6"
+SELF = {"device_api": "vfio-pci", "software_version": "1.2.0", "type": "mtty-2"}
+
+
+@pytest.fixture
+def run() -> Callable[..., tuple[int, str]]:
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    scan_command.command(app)
+
+    def invoke(*arguments: str | Path) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["scan", *map(str, arguments)])
+        return result.exit_code, result.output
+
+    return invoke
+
+
+@pytest.fixture
+def node(sys: Path) -> Path:
+    """An mdev that declares, a VF that does not, a function without IOMMU and an entry that leads nowhere."""
+    parent = "virtual/mtty/mtty"
+    device = add_mdev(sys, parent, UUID, type_id="mtty-2", driver="mtty", group=7, vfio_dev="vfio3")
+    add_migration(device, SELF, [SELF, {**SELF, "software_version": "{"}])
+    add_function(sys, "pci0000:00/0000:01:00.0", driver="mlx5_core", group=1, node=1)
+    add_function(sys, "pci0000:00/0000:01:00.1", group=2, node=1, physfn="0000:01:00.0")
+    add_function(sys, "pci0000:00/0000:02:00.0", group=None)
+    (sys / "bus/pci/devices/0000:03:00.0").symlink_to("../../../devices/gone")
+    return sys
+
+
+def test_text(run: Callable[..., tuple[int, str]], node: Path) -> None:
+    code, output = run("--sysfs", node)
+    assert code == 0
+    lines = output.splitlines()
+    assert lines[0] == f"3 VFIO devices in {node}: 2 physical, 1 mediated"
+    table = {line.split()[0]: line.split() for line in lines[2:6]}
+    assert table["DEVICE"] == [
+        *("DEVICE", "KIND", "TYPE", "DRIVER", "PARENT", "NUMA", "GROUP", "VFIO-DEV", "RESOURCE", "DECLARES")
+    ]
+    assert table["0000:01:00.1"] == [
+        *("0000:01:00.1", "VF", "15b3101e", "vfio-pci", "0000:01:00.0", "1", "2", "-"),
+        *("vfio.migcompat.io/pci-15b3-101e", "nothing"),
+    ]
+    assert table[UUID] == [
+        *(UUID, "mdev", "mtty-2", "mtty", "mtty", "-", "7", "vfio3", "vfio.migcompat.io/mtty-2"),
+        *("1.2.0,", "accepts", "2", "entries"),
+    ]
+    assert f"{UUID} (L1)" in lines
+    assert "  self: device_api=vfio-pci software_version=1.2.0 type=mtty-2" in lines
+    assert "  compatible[0]: device_api=vfio-pci software_version=1.2.0 type=mtty-2" in lines
+    assert any(line.startswith("  0000:02:00.0: it has no IOMMU group") for line in lines)
+    assert any(line.startswith("  bus/pci/devices/0000:03:00.0: ") for line in lines)
+
+
+def test_text_of_a_machine_without_devices(run: Callable[..., tuple[int, str]], sys: Path) -> None:
+    assert run("--sysfs", sys) == (0, f"0 VFIO devices in {sys}: 0 physical, 0 mediated\n")
+
+
+def test_json_has_every_field(run: Callable[..., tuple[int, str]], node: Path) -> None:
+    code, output = run("--sysfs", node, "-o", "json")
+    assert code == 0
+    document = json.loads(output)
+    assert document["sysfs"] == str(node)
+    devices = {device["id"]: device for device in document["devices"]}
+    fields = {*FoundDevice.__struct_encode_fields__, "resource"}
+    assert all(set(device) == fields for device in devices.values())
+    assert devices["0000:01:00.1"]["numaNode"] == 1
+    assert devices["0000:01:00.1"]["isVf"] is True
+    assert devices[UUID]["numaNode"] is None
+    assert devices[UUID]["declaration"]["self"]["attributes"] == SELF
+    assert devices[UUID]["declaration"]["layout"] == "L1"
+    assert [problem["path"] for problem in document["problems"]] == ["bus/pci/devices/0000:03:00.0"]
+
+
+def test_yaml_says_the_same_as_json(run: Callable[..., tuple[int, str]], node: Path) -> None:
+    _, as_yaml = run("--sysfs", node, "-o", "yaml")
+    _, as_json = run("--sysfs", node, "-o", "json")
+    assert yaml.safe_load(as_yaml) == json.loads(as_json)
+
+
+def test_a_recorded_tree(run: Callable[..., tuple[int, str]], recorded: Callable[[str, str], Path]) -> None:
+    code, output = run("--sysfs", recorded(KERNELS[1], "2-vfio-mdev"), "-o", "json")
+    assert code == 0
+    assert len(json.loads(output)["devices"]) == 23
+
+
+def test_a_root_that_is_no_sysfs_is_an_unusable_argument(
+    run: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    code, output = run("--sysfs", tmp_path)
+    assert code == 2
+    assert f"Error: {tmp_path} is no sysfs" in output
+
+
+def test_an_unknown_format_is_an_unusable_argument(run: Callable[..., tuple[int, str]], sys: Path) -> None:
+    assert run("--sysfs", sys, "-o", "xml")[0] == 2
