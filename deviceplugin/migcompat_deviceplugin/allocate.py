@@ -1,0 +1,64 @@
+"""What a container gets for its devices: environment for KubeVirt, device nodes for QEMU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from migcompat.engine.declaration import Kind
+from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2 as pb
+
+from migcompat_deviceplugin.inventory import Device
+
+PERMISSIONS = "mrw"
+VFIO_CONTAINER = "vfio/vfio"
+IOMMUFD = "iommu"
+
+
+class Refused(Exception):
+    """A device cannot be handed out; the text says which and why."""
+
+
+def env_name(resource: str, kind: Kind) -> str:
+    """The variable in which virt-launcher looks for the devices of *resource*.
+
+    As KubeVirt makes it (pkg/util, ``ResourceNameToEnvVar``): upper case, ``/`` and ``.`` to ``_``.
+    """
+    prefix = "MDEV_PCI_RESOURCE" if kind is Kind.MDEV else "PCI_RESOURCE"
+    return f"{prefix}_{resource.upper().replace('/', '_').replace('.', '_')}"
+
+
+def answer(
+    resource: str, ids: Sequence[str], now: Mapping[str, Device], dev_root: Path
+) -> pb.ContainerAllocateResponse:
+    """The answer for one container; *now* are its devices as just read.
+
+    Device nodes are named as on the host; *dev_root* is where the host's ``/dev`` is visible to us. Raises
+    Refused for a device that is gone, unhealthy, or of another pool by now.
+    """
+    devices = []
+    for id_ in ids:
+        device = now.get(id_)
+        if device is None:
+            raise Refused(f"device {id_} is gone")
+        if device.resource != resource:
+            raise Refused(f"device {id_} is in the pool {device.resource} by now, not in {resource}")
+        if device.found.problem:
+            raise Refused(f"device {id_} is unhealthy: {device.found.problem}")
+        devices.append(device)
+    if not devices:
+        raise Refused(f"no device of {resource} was asked for")
+    response = pb.ContainerAllocateResponse()
+    response.envs[env_name(resource, devices[0].found.kind)] = ",".join(ids)
+    for node in _nodes(devices, dev_root):
+        response.devices.add(container_path=f"/dev/{node}", host_path=f"/dev/{node}", permissions=PERMISSIONS)
+    return response
+
+
+def _nodes(devices: Sequence[Device], dev_root: Path) -> list[str]:
+    """Names below /dev, each once: VFIO container and groups, then cdevs and iommufd where they exist."""
+    nodes = [VFIO_CONTAINER]
+    nodes += [f"vfio/{device.found.iommu_group}" for device in devices if device.found.iommu_group]
+    cdevs = [f"vfio/devices/{device.found.vfio_dev}" for device in devices if device.found.vfio_dev]
+    nodes += [node for node in (*cdevs, IOMMUFD) if (dev_root / node).exists()]
+    return list(dict.fromkeys(nodes))

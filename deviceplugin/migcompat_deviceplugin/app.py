@@ -1,0 +1,132 @@
+"""What runs beside what, from start to SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+
+import msgspec
+from migcompat.api.names import RESOURCE_DOMAIN
+from migcompat.httpserver import serve_health
+from migcompat.kube.client import Client
+from migcompat.kubelet.podresources import PodResources
+
+from migcompat_deviceplugin import metrics
+from migcompat_deviceplugin.allocations import AllocationsPoller
+from migcompat_deviceplugin.guard import Guard
+from migcompat_deviceplugin.inquiry import Inquiry
+from migcompat_deviceplugin.manager import Manager
+from migcompat_deviceplugin.preferred import Preferred
+from migcompat_deviceplugin.publisher import Publisher
+from migcompat_deviceplugin.server import ResourceServer
+from migcompat_deviceplugin.state import State
+from migcompat_deviceplugin.sysfs import Sysfs, SysfsError
+
+log = logging.getLogger(__name__)
+
+WRITES_PER_SECOND = 2.0
+"""Of one agent: a cluster has one on every node."""
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """The flags of the command; see docs/reference/device-plugin.md."""
+
+    node_name: str
+    boot_id: str
+    sysfs_root: Path = Path("/sys")
+    dev_root: Path = Path("/dev")
+    kubelet_dir: Path = Path("/var/lib/kubelet")
+    resource_domain: str = RESOURCE_DOMAIN
+    scan_interval: float = 5.0
+    health_bind: str = "0.0.0.0:8080"
+    allow_loosening: bool = False
+
+
+class Agent:
+    """One node's agent."""
+
+    def __init__(self, settings: Settings, client: Client) -> None:
+        self.settings = settings
+        self.state = State()
+        self.sysfs = Sysfs(settings.sysfs_root, settings.resource_domain)
+        self.poller = AllocationsPoller(
+            PodResources(settings.kubelet_dir / "pod-resources/kubelet.sock"), self.state
+        )
+        inquiry = Inquiry(client, settings.node_name, allow_loosening=settings.allow_loosening)
+        self._guard = Guard(self.poller, inquiry, self.sysfs)
+        self._preferred = Preferred(self.state, inquiry)
+        self.publisher = Publisher(client, settings.node_name, settings.boot_id, self.state)
+        self.manager = Manager(settings.kubelet_dir / "device-plugins", self.state, self._make_server)
+
+    async def run(self) -> None:
+        """Run until cancelled; then stop serving, without telling the kubelet that devices are gone."""
+        health = await serve_health(self.settings.health_bind, lambda: None, self._ready, metrics.REGISTRY)
+        log.info(
+            "agent of node %s, boot %s; health on %s",
+            self.settings.node_name,
+            self.settings.boot_id,
+            health.addresses,
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._scan(), name="scan")
+                group.create_task(self.poller.run(), name="allocations")
+                group.create_task(self.publisher.run(), name="publisher")
+                group.create_task(self.manager.run(), name="manager")
+        finally:
+            await self.manager.stop()
+            await health.cleanup()
+
+    async def _scan(self) -> None:
+        told: tuple[object, ...] = ()
+        while True:
+            try:
+                self.state.set_inventory(await self.sysfs.scan())
+            except SysfsError as error:
+                metrics.SCAN_FAILURES.inc()
+                if str(error) != self.state.scan_problem:
+                    log.warning("scan failed, keeping what is known: %s", error)
+                self.state.set_scan_problem(str(error))
+            else:
+                metrics.SCAN_SECONDS.observe(self.sysfs.seconds)
+                if self.sysfs.problems != told:
+                    told = self.sysfs.problems
+                    for problem in self.sysfs.problems:
+                        log.warning("%s/%s: %s", self.sysfs.root, problem.path, problem.message)
+            metrics.observe(self.state, len(self.sysfs.problems))
+            await asyncio.sleep(self.settings.scan_interval)
+
+    def _ready(self) -> str | None:
+        return self.state.problem()
+
+    def _make_server(self, resource: str, socket: Path) -> ResourceServer:
+        return ResourceServer(
+            resource,
+            socket,
+            sysfs=self.sysfs,
+            dev_root=self.settings.dev_root,
+            preferred=self._preferred,
+            guard=self._guard,
+        )
+
+
+async def run(settings: Settings, kubeconfig: str | None = None) -> None:
+    """Run the agent until SIGTERM or SIGINT. Raises ConfigError when there is no API server to be found."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Client.from_environment(kubeconfig, WRITES_PER_SECOND) as client:
+        agent = asyncio.create_task(Agent(settings, client).run(), name="agent")
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        await asyncio.wait({agent, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not agent.done():
+            log.info("stopping")
+            agent.cancel()
+        try:
+            await agent
+        except asyncio.CancelledError:
+            log.info("stopped")

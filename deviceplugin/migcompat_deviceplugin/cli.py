@@ -1,0 +1,85 @@
+"""The command ``migcompat-device-plugin``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from migcompat import logs
+from migcompat.api.names import RESOURCE_DOMAIN
+from migcompat.httpserver import parse_bind
+from migcompat.kube.config import ConfigError
+
+from migcompat_deviceplugin.app import Settings, run
+
+log = logging.getLogger(__name__)
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def serve(  # noqa: PLR0917 - typer makes flags of them
+    node_name: Annotated[str, typer.Option(envvar="NODE_NAME", help="Name of this node's Node object.")],
+    sysfs_root: Annotated[Path, typer.Option(help="Where the host's sysfs is mounted.")] = Path("/sys"),
+    dev_root: Annotated[Path, typer.Option(help="Where the host's /dev is visible.")] = Path("/dev"),
+    boot_id_file: Annotated[Path, typer.Option(help="File with the boot id of the running kernel.")] = Path(
+        "/proc/sys/kernel/random/boot_id"
+    ),
+    kubelet_dir: Annotated[
+        Path, typer.Option(help="Directory that holds device-plugins/ and pod-resources/.")
+    ] = Path("/var/lib/kubelet"),
+    resource_domain: Annotated[
+        str, typer.Option(help="Domain of the extended resources' names.")
+    ] = RESOURCE_DOMAIN,
+    scan_interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two scans of sysfs.")] = 5.0,
+    health_bind: Annotated[
+        str, typer.Option(help="host:port of /healthz, /readyz and /metrics.")
+    ] = "0.0.0.0:8080",
+    kubeconfig: Annotated[
+        str | None, typer.Option(help="How to reach the API server; default: $KUBECONFIG, else in-cluster.")
+    ] = None,
+    allow_loosening: Annotated[
+        bool, typer.Option(help="Let annotations of VMs make the checks laxer (mode: ignore, cross-type).")
+    ] = False,
+    log_level: Annotated[str, typer.Option(help=f"One of {', '.join(logs.LEVELS)}.")] = "info",
+) -> None:
+    """Serve this node's VFIO devices to the kubelet, publish what they are, and guard migration targets."""
+    try:
+        logs.set_up(log_level)
+        parse_bind(health_bind)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    try:
+        boot_id = boot_id_file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(
+            f"cannot read {boot_id_file}: {error}", param_hint="--boot-id-file"
+        ) from error
+    settings = Settings(
+        node_name=node_name,
+        boot_id=boot_id,
+        sysfs_root=sysfs_root,
+        dev_root=dev_root,
+        kubelet_dir=kubelet_dir,
+        resource_domain=resource_domain,
+        scan_interval=scan_interval,
+        health_bind=health_bind,
+        allow_loosening=allow_loosening,
+    )
+    try:
+        asyncio.run(run(settings, kubeconfig))
+    except (ConfigError, OSError) as error:
+        log.error("%s", error)
+        raise typer.Exit(1) from error
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

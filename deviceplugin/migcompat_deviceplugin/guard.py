@@ -1,0 +1,161 @@
+"""The guard: no container of a migration target starts with a device that refuses its source.
+
+PreStartContainer is the only call in which it can be known whom the devices are for: PodResources names the
+pod by then, but neither GetPreferredAllocation nor Allocate is told. What cannot be found out is refused;
+the kubelet asks again every 10 to 12 s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from migcompat.api.cluster import Pod
+from migcompat.api.vfionode import PodRef
+from migcompat.engine.matching import may_be_dynamic
+from migcompat.fleet.intent import intent
+from migcompat.fleet.migrant import Mode
+from migcompat.kube.errors import ApiError
+from migcompat.kubelet.connection import KubeletError
+from migcompat.kubelet.podresources import Allocations
+
+from migcompat_deviceplugin import metrics
+from migcompat_deviceplugin.inquiry import Inquiry
+from migcompat_deviceplugin.inventory import Device
+from migcompat_deviceplugin.obligations import ObligationError, fulfil
+from migcompat_deviceplugin.server import GuardRefusedError
+from migcompat_deviceplugin.status import contents
+from migcompat_deviceplugin.sysfs import Sysfs, SysfsError, in_thread
+
+log = logging.getLogger(__name__)
+
+DEADLINE = 25.0
+"""Seconds; the kubelet gives up after 30 and would then show its own text instead of ours."""
+WRITE_DEADLINE = 5.0
+HOLDER_TRIES = 4
+HOLDER_PAUSE = 0.5
+
+
+class Holders(Protocol):
+    """Who tells which pod holds which device."""
+
+    async def refresh(self) -> Allocations:
+        """The allocations now. Raises KubeletError."""
+
+
+class Refusal(Exception):
+    """Why the container must not start: one of the reasons of fleet and engine, or of this module."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+
+
+class Guard:
+    """Checks the devices of a pod against the VM that is to arrive in it."""
+
+    def __init__(self, holders: Holders, inquiry: Inquiry, sysfs: Sysfs) -> None:
+        self._holders = holders
+        self._inquiry = inquiry
+        self._sysfs = sysfs
+
+    async def check(self, resource: str, ids: Sequence[str]) -> None:
+        """Returns when a container may start with the devices *ids*; raises GuardRefusedError."""
+        try:
+            async with asyncio.timeout(DEADLINE):
+                await self._check(resource, ids)
+        except TimeoutError:
+            refusal = Refusal("DeadlineExceeded", f"no answer within {DEADLINE:g} s")
+        except Refusal as known:
+            refusal = known
+        else:
+            return
+        metrics.GUARD_REFUSALS.labels(refusal.reason).inc()
+        log.warning("guard refuses %s of %s: %s", ", ".join(ids), resource, refusal)
+        raise GuardRefusedError(f"migcompat guard: {refusal}")
+
+    async def _check(self, resource: str, ids: Sequence[str]) -> None:
+        allocations, holder = await self._holder(resource, ids)
+        try:
+            pod = await self._inquiry.pod(holder)
+        except ApiError as error:
+            raise Refusal("PodUnknown", f"the pod cannot be read: {error}") from error
+        if not pod.is_migration_target:
+            return
+        held = [key for key, ref in allocations.items() if ref == holder]
+        name = f"pod {holder.namespace}/{holder.name}"
+        try:
+            await self._judge(pod, resource, ids, held)
+        except Refusal as refusal:
+            wish = intent(pod.metadata.annotations, allow_loosening=self._inquiry.allow_loosening)
+            if wish.mode is not Mode.IGNORE:
+                raise
+            log.warning("%s: mode ignore lets it start, although %s", name, refusal)
+        metrics.GUARD_PASSES.inc()
+        log.info("%s: may start with %s of %s", name, ", ".join(ids), resource)
+
+    async def _holder(self, resource: str, ids: Sequence[str]) -> tuple[Allocations, PodRef]:
+        """All allocations, and the one pod that holds *ids*; asks again when the kubelet is late with it."""
+        problem = Refusal("PodUnknown", "PodResources names no pod for the devices")
+        for attempt in range(HOLDER_TRIES):
+            await asyncio.sleep(HOLDER_PAUSE if attempt else 0)
+            try:
+                allocations = await self._holders.refresh()
+            except KubeletError as error:
+                problem = Refusal("PodResourcesUnavailable", str(error))
+                continue
+            holders = {allocations.get((resource, id_)) for id_ in ids}
+            if len(holders) == 1 and (holder := holders.pop()) is not None:
+                return allocations, holder
+            problem = Refusal("PodUnknown", "PodResources names no pod, or several, for the devices")
+        raise problem
+
+    async def _judge(
+        self, pod: Pod, resource: str, ids: Sequence[str], held: Sequence[tuple[str, str]]
+    ) -> None:
+        """The verdict over all devices of ours that the pod holds, as they are now; obligations of *ids*."""
+        devices = await self._reread(resource, held)
+        try:
+            rules = await self._inquiry.rules()
+            fleet, migrant = await self._inquiry.about(pod, rules, contents(devices, {}))
+        except ApiError as error:
+            raise Refusal("SourceUnknown", f"the source of the VM cannot be found out: {error}") from error
+        fit = fleet.fit(migrant, self._inquiry.node_name)
+        if not fit.compatible or not fit.free:
+            raise Refusal(fit.reason, fit.message)
+        for assigned in fit.assignment:
+            if assigned.id in ids and assigned.obligations:
+                await self._fulfil(devices[assigned.id], assigned.obligations)
+
+    async def _reread(self, resource: str, held: Sequence[tuple[str, str]]) -> dict[str, Device]:
+        before = self._sysfs.last
+        try:
+            now = await self._sysfs.reread([id_ for _, id_ in held])
+        except SysfsError as error:
+            raise Refusal("ScanFailed", str(error)) from error
+        ours = {resource} | {device.resource for device in before.values()}
+        devices = {}
+        for pool, id_ in held:
+            device = now.get(id_)
+            if pool not in ours:
+                continue
+            if device is None or device.resource != pool:
+                raise Refusal("DeviceGone", f"a device of {pool} is gone")
+            if device.found.problem:
+                raise Refusal("DeviceUnhealthy", device.found.problem)
+            devices[id_] = device
+        return devices
+
+    async def _fulfil(self, device: Device, obligations: dict[str, str]) -> None:
+        forbidden = sorted(name for name in obligations if not may_be_dynamic(name))
+        if forbidden:
+            raise Refusal("ObligationFailed", f"{', '.join(forbidden)} must never be written")
+        try:
+            await in_thread(lambda: fulfil(self._sysfs.root / device.found.path, obligations), WRITE_DEADLINE)
+        except ObligationError as error:
+            raise Refusal("ObligationFailed", str(error)) from error
+        except TimeoutError:
+            text = f"{', '.join(sorted(obligations))} not written within {WRITE_DEADLINE:g} s"
+            raise Refusal("ObligationFailed", text) from None

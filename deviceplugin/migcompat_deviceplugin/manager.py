@@ -1,0 +1,186 @@
+"""The life of the resource servers: serve, then register; again after every restart of the kubelet.
+
+Level-triggered: once a second the wanted state (published devices by resource) is compared with what is, and
+what differs is put right. So it does not matter which sign of a kubelet's restart is seen, in which order, or
+whether one is missed: ``kubelet.sock`` is another file, our own socket is gone, or nobody listens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from migcompat.kube.backoff import Backoff
+from migcompat.kubelet.connection import KubeletError
+from migcompat.kubelet.registration import register
+
+from migcompat_deviceplugin import metrics
+from migcompat_deviceplugin.inventory import Device, pools
+from migcompat_deviceplugin.server import OPTIONS, ResourceServer
+from migcompat_deviceplugin.state import State
+
+log = logging.getLogger(__name__)
+
+TICK = 1.0
+"""Seconds between two looks."""
+UNHEARD = 5.0
+"""Seconds after which a registered resource that nobody listens to is registered again."""
+PREFIX = "migcompat-"
+_Identity = tuple[int, int, int]
+
+MakeServer = Callable[[str, Path], ResourceServer]
+
+
+@dataclass
+class _Served:
+    """One resource. ``registered_with``: identity of the kubelet's socket at the last registration."""
+
+    resource: str
+    server: ResourceServer | None = None
+    registered_with: _Identity | None = None
+    heard: float = 0.0
+    leaving: bool = False
+    problem: str = "not registered yet"
+    retry_at: float = 0.0
+    backoff: Backoff = field(default_factory=lambda: Backoff(0.5, 15.0))
+
+
+class Manager:
+    """Keeps one ResourceServer for each resource with published devices."""
+
+    def __init__(self, plugin_dir: Path, state: State, make: MakeServer) -> None:
+        self._dir = plugin_dir
+        self._kubelet = plugin_dir / "kubelet.sock"
+        self._state = state
+        self._make = make
+        self._served: dict[str, _Served] = {}
+        self._numbers = itertools.count(1)
+
+    async def run(self) -> None:
+        """Reconcile when something changes and once a second, until cancelled."""
+        self.remove_leftovers()
+        while True:
+            await self.reconcile()
+            await self._state.to_serve.wait(TICK)
+
+    def remove_leftovers(self) -> None:
+        """Delete sockets of an earlier process of ours (one agent runs on a node at a time)."""
+        for path in self._dir.glob(f"{PREFIX}*.sock"):
+            log.info("removing %s, left by an earlier process", path)
+            path.unlink(missing_ok=True)
+
+    async def stop(self) -> None:
+        """End all servers, without an empty list: an upgrade must not cost the node its capacity."""
+        for served in self._served.values():
+            await self._stop_server(served)
+        self._served.clear()
+
+    async def reconcile(self) -> None:
+        """Bring servers and registrations in line with what is published."""
+        wanted = self._wanted()
+        for resource in sorted(wanted.keys() | self._served.keys()):
+            served = self._served.setdefault(resource, _Served(resource))
+            await self._reconcile(served, wanted.get(resource, {}))
+        self._state.set_unregistered(
+            {name: s.problem for name, s in self._served.items() if s.problem and not s.leaving}
+        )
+
+    def _wanted(self) -> dict[str, dict[str, Device]]:
+        """Devices to serve: those that VFIONode already shows (contract: published before registered)."""
+        return pools(
+            {
+                id_: device
+                for id_, device in self._state.inventory.items()
+                if (device.resource, id_) in self._state.published
+            }
+        )
+
+    async def _reconcile(self, served: _Served, devices: Mapping[str, Device]) -> None:
+        if not devices:
+            await self._leave(served)
+            return
+        served.leaving = False
+        kubelet = _identity(self._kubelet)
+        if served.server is not None:
+            await served.server.update(devices)
+            if served.server.streams:
+                served.heard = time.monotonic()
+            if not self._needs_registration(served, kubelet):
+                return
+        if time.monotonic() < served.retry_at:
+            return
+        try:
+            await self._register(served, devices, kubelet)
+        except (KubeletError, OSError) as error:
+            served.registered_with = None
+            served.retry_at = time.monotonic() + served.backoff.delay()
+            if str(error) != served.problem:
+                log.warning("%s: not registered, trying again: %s", served.resource, error)
+            served.problem = str(error)
+
+    def _needs_registration(self, served: _Served, kubelet: _Identity | None) -> bool:
+        assert served.server is not None  # noqa: S101 - for the type checker
+        if served.registered_with is None or served.registered_with != kubelet:
+            return True
+        if not served.server.socket.exists():
+            return True
+        return time.monotonic() - served.heard > UNHEARD
+
+    async def _register(
+        self, served: _Served, devices: Mapping[str, Device], kubelet: _Identity | None
+    ) -> None:
+        """Serve on a new socket, then register it."""
+        if kubelet is None:
+            await self._stop_server(served)
+            raise KubeletError(
+                f"{self._kubelet} does not exist: is the kubelet running, is --kubelet-dir right?"
+            )
+        await self._stop_server(served)
+        server = self._make(served.resource, self._dir / self._socket_name(served.resource))
+        served.server = server
+        await server.update(devices)
+        await server.start()
+        await register(self._kubelet, server.socket.name, served.resource, OPTIONS)
+        served.registered_with = kubelet
+        served.heard = time.monotonic()
+        served.problem = ""
+        served.backoff.reset()
+        metrics.REGISTRATIONS.labels(served.resource).inc()
+        log.info("%s: registered with %d device(s)", served.resource, len(devices))
+
+    async def _leave(self, served: _Served) -> None:
+        """The last device went: say so with an empty list, and stop serving a moment later."""
+        if served.server is not None and not served.leaving:
+            log.info("%s: no device left, leaving", served.resource)
+            served.leaving = True
+            await served.server.update({})
+            return
+        await self._stop_server(served)
+        del self._served[served.resource]
+
+    async def _stop_server(self, served: _Served) -> None:
+        if served.server is not None:
+            await served.server.stop()
+            served.server = None
+
+    def _socket_name(self, resource: str) -> str:
+        """A new name each time: a server that ends late must not take its successor's socket with it.
+
+        Short, because a socket's path has at most 107 bytes.
+        """
+        digest = hashlib.sha256(resource.encode()).hexdigest()[:10]
+        return f"{PREFIX}{digest}-{next(self._numbers)}.sock"
+
+
+def _identity(path: Path) -> _Identity | None:
+    """Which file *path* is; a socket made anew differs in its inode or at least in its time."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns

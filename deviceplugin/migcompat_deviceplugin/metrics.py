@@ -1,0 +1,58 @@
+"""Figures for Prometheus, in a registry of our own."""
+
+from __future__ import annotations
+
+from collections import Counter as Count
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from migcompat_deviceplugin.state import State
+
+REGISTRY = CollectorRegistry()
+
+DEVICES = Gauge(
+    "migcompat_agent_devices",
+    "VFIO devices found on the node",
+    ["resource", "kind", "health"],
+    registry=REGISTRY,
+)
+ALLOCATED = Gauge(
+    "migcompat_agent_allocated_devices", "Devices that pods hold", ["resource"], registry=REGISTRY
+)
+PROBLEMS = Gauge(
+    "migcompat_agent_scan_problems",
+    "Entries in sysfs that could not be taken for a device",
+    registry=REGISTRY,
+)
+SCAN_SECONDS = Histogram(
+    "migcompat_agent_scan_seconds",
+    "Duration of a look at all devices",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    registry=REGISTRY,
+)
+SCAN_FAILURES = Counter(
+    "migcompat_agent_scan_failures", "Looks at sysfs that failed or hung", registry=REGISTRY
+)
+REGISTRATIONS = Counter(
+    "migcompat_agent_registrations", "Registrations with the kubelet", ["resource"], registry=REGISTRY
+)
+GUARD_REFUSALS = Counter(
+    "migcompat_agent_guard_refusals", "Containers kept from starting", ["reason"], registry=REGISTRY
+)
+GUARD_PASSES = Counter(
+    "migcompat_agent_guard_passes", "Containers of migration targets that may start", registry=REGISTRY
+)
+
+
+def observe(state: State, scan_problems: int) -> None:
+    """Take the gauges from *state*."""
+    DEVICES.clear()
+    found = Count((d.resource, d.found.kind.value, d.health.value) for d in state.inventory.values())
+    for labels, count in found.items():
+        DEVICES.labels(*labels).set(count)
+    ALLOCATED.clear()
+    ours = {(device.resource, id_) for id_, device in state.inventory.items()}
+    held = Count(resource for resource, id_ in state.allocations or {} if (resource, id_) in ours)
+    for resource, count in held.items():
+        ALLOCATED.labels(resource).set(count)
+    PROBLEMS.set(scan_problems)

@@ -1,0 +1,131 @@
+"""Publishing: this node's VFIONode and the labels of its Node, written only when they change."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from datetime import UTC, datetime
+
+import msgspec
+from migcompat.api.meta import ObjectMeta, OwnerReference
+from migcompat.api.vfionode import PodRef, VFIONode, VFIONodeStatus
+from migcompat.kube.backoff import Backoff
+from migcompat.kube.client import Client
+from migcompat.kube.errors import ApiError, Conflict, NotFound
+from migcompat.kube.kinds import NODES, VFIONODES
+from migcompat.kubelet.podresources import Allocations
+
+from migcompat_deviceplugin.state import State
+from migcompat_deviceplugin.status import build, label_patch, labels, ready
+
+log = logging.getLogger(__name__)
+
+RESYNC = 300.0
+"""Seconds after which the objects are read again, to mend what others did to them."""
+
+
+class Publisher:
+    """Writes what ``state`` holds. ``state.published`` says what the API server has confirmed."""
+
+    def __init__(self, client: Client, node_name: str, boot_id: str, state: State) -> None:
+        self._client = client
+        self._node_name = node_name
+        self._boot_id = boot_id
+        self._state = state
+        self._item: VFIONode | None = None
+        self._written: VFIONodeStatus | None = None
+        self._labels: dict[str, str] | None = None
+
+    async def run(self) -> None:
+        """Publish whenever something changes, and check now and then, until cancelled."""
+        backoff = Backoff(0.5, 30.0)
+        while True:
+            await self._state.to_publish.wait(RESYNC * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load
+            while self._known():
+                try:
+                    await self.publish()
+                except ApiError as error:
+                    self._forget()
+                    if str(error) != self._state.publish_problem:
+                        log.warning("cannot publish, trying again: %s", error)
+                    self._state.publish_problem = str(error)
+                    await asyncio.sleep(backoff.delay())
+                    continue
+                self._state.publish_problem = ""
+                backoff.reset()
+                break
+
+    async def publish(self) -> None:
+        """Bring VFIONode and labels in line with the state. Raises ApiError."""
+        item = self._item or await self._fetch()
+        devices = frozenset((d.resource, d.id) for d in self._state.inventory.values())
+        status = build(
+            self._state.inventory,
+            self._allocations(item),
+            boot_id=self._boot_id,
+            condition=ready(self._state),
+            before=item.status.conditions,
+            now=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        )
+        if status not in (item.status, self._written):
+            item = await self._client.replace(
+                VFIONODES,
+                msgspec.structs.replace(item, status=status),
+                self._node_name,
+                subresource="status",
+            )
+            log.info("published %d device(s), %s", len(status.devices), status.conditions[0].reason)
+        self._item, self._written = item, status
+        self._state.set_published(devices)
+        await self._label(labels(status))
+
+    def _known(self) -> bool:
+        """Whether there is anything true to say: a scan, and an answer or an error of PodResources."""
+        state = self._state
+        return state.scanned and (state.allocations is not None or bool(state.allocations_problem))
+
+    def _allocations(self, item: VFIONode) -> Allocations:
+        """Who holds what; while PodResources has not answered this process, what its forerunner published."""
+        if self._state.allocations is not None:
+            return self._state.allocations
+        if item.status.boot_id != self._boot_id:
+            return {}
+        held: dict[tuple[str, str], PodRef] = {}
+        for device in item.status.devices:
+            if device.allocated_to is not None:
+                held[(device.resource, device.id)] = device.allocated_to
+        return held
+
+    async def _fetch(self) -> VFIONode:
+        """The VFIONode, made if need be and owned by the Node, so that it goes with it."""
+        try:
+            return await self._client.get(VFIONODES, self._node_name)
+        except NotFound:
+            pass
+        try:
+            node = await self._client.get(NODES, self._node_name)
+        except NotFound as error:
+            raise NotFound(
+                404, "NoSuchNode", f"there is no Node {self._node_name!r}: check --node-name"
+            ) from error
+        owner = OwnerReference("v1", "Node", node.metadata.name, node.metadata.uid)
+        item = VFIONode(ObjectMeta(name=self._node_name, owner_references=[owner]))
+        try:
+            return await self._client.create(VFIONODES, item)
+        except Conflict:
+            return await self._client.get(VFIONODES, self._node_name)
+
+    async def _label(self, wanted: dict[str, str]) -> None:
+        if self._labels == wanted:
+            return
+        node = await self._client.get(NODES, self._node_name)
+        patch = label_patch(node.metadata.labels or {}, wanted)
+        if patch:
+            await self._client.patch(NODES, self._node_name, {"metadata": {"labels": patch}})
+            log.info("labelled the Node: %s", ", ".join(f"{k}={v}" for k, v in sorted(patch.items())))
+        self._labels = wanted
+
+    def _forget(self) -> None:
+        """Read the objects anew next time."""
+        self._item = self._written = self._labels = None

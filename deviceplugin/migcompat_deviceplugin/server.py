@@ -1,0 +1,169 @@
+"""The device plugin service of one resource, as the kubelet calls it (v1beta1)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import grpc
+import grpc.aio
+from migcompat.api.vfionode import Health
+from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2 as pb
+from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2_grpc as pb_grpc
+from migcompat.kubelet.registration import HEALTHY, UNHEALTHY
+
+from migcompat_deviceplugin.allocate import Refused, answer
+from migcompat_deviceplugin.inventory import Device
+from migcompat_deviceplugin.sysfs import Sysfs, SysfsError
+
+log = logging.getLogger(__name__)
+
+OPTIONS = pb.DevicePluginOptions(pre_start_required=True, get_preferred_allocation_available=True)
+"""Said in Register and in GetDevicePluginOptions alike: the kubelet asks in both places."""
+
+
+class GuardRefusedError(Exception):
+    """A container must not start with its devices; the text is for the pod's status."""
+
+
+class Guarding(Protocol):
+    """What decides before a container starts."""
+
+    async def check(self, resource: str, ids: Sequence[str]) -> None:
+        """Returns when the container may start with the devices *ids*; raises GuardRefusedError."""
+
+
+class Preferring(Protocol):
+    """What says which devices to hand out."""
+
+    async def choose(
+        self, resource: str, available: Sequence[str], must_include: Sequence[str], size: int
+    ) -> list[str]:
+        """*size* of the *available* ids with all of *must_include*. Never raises."""
+
+
+class ResourceServer(pb_grpc.DevicePluginServicer):
+    """One resource on one socket. ``streams``: how many ListAndWatch calls are open."""
+
+    def __init__(
+        self,
+        resource: str,
+        socket: Path,
+        *,
+        sysfs: Sysfs,
+        dev_root: Path,
+        preferred: Preferring,
+        guard: Guarding,
+    ) -> None:
+        self.resource = resource
+        self.socket = socket
+        self.streams = 0
+        self._sysfs = sysfs
+        self._dev_root = dev_root
+        self._preferred = preferred
+        self._guard = guard
+        self._devices: list[pb.Device] = []
+        self._changed = asyncio.Condition()
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        """Serve. Raises OSError when the socket cannot be made."""
+        self.socket.unlink(missing_ok=True)
+        self._server = grpc.aio.server()
+        pb_grpc.add_DevicePluginServicer_to_server(self, self._server)
+        try:
+            self._server.add_insecure_port(f"unix:{self.socket}")
+        except RuntimeError as error:
+            raise OSError(f"{self.socket}: cannot be served: {error}") from error
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """End; calls under way are cut off, a kubelet that is still there sees its stream end."""
+        if self._server is not None:
+            await self._server.stop(0)
+            self._server = None
+        self.socket.unlink(missing_ok=True)
+
+    async def update(self, devices: Mapping[str, Device]) -> None:
+        """The resource's devices are now *devices*; open streams are told if that is news."""
+        listed = [_listed(device) for _, device in sorted(devices.items())]
+        if listed != self._devices:
+            async with self._changed:
+                self._devices = listed
+                self._changed.notify_all()
+
+    async def GetDevicePluginOptions(
+        self, request: pb.Empty, context: grpc.aio.ServicerContext[pb.Empty, pb.DevicePluginOptions]
+    ) -> pb.DevicePluginOptions:
+        """What we want to be asked."""
+        return OPTIONS
+
+    async def ListAndWatch(
+        self, request: pb.Empty, context: grpc.aio.ServicerContext[pb.Empty, pb.ListAndWatchResponse]
+    ) -> AsyncIterator[pb.ListAndWatchResponse]:
+        """The devices, and again whenever they change: the kubelet writes a checkpoint for every message."""
+        self.streams += 1
+        sent: list[pb.Device] | None = None
+        try:
+            while True:
+                async with self._changed:
+                    while sent == self._devices:
+                        await self._changed.wait()
+                    sent = self._devices
+                yield pb.ListAndWatchResponse(devices=sent)
+        finally:
+            self.streams -= 1
+
+    async def GetPreferredAllocation(
+        self,
+        request: pb.PreferredAllocationRequest,
+        context: grpc.aio.ServicerContext[pb.PreferredAllocationRequest, pb.PreferredAllocationResponse],
+    ) -> pb.PreferredAllocationResponse:
+        """Best effort: an error here would fail the pod."""
+        response = pb.PreferredAllocationResponse()
+        for asked in request.container_requests:
+            chosen = await self._preferred.choose(
+                self.resource, asked.available_deviceIDs, asked.must_include_deviceIDs, asked.allocation_size
+            )
+            response.container_responses.add(deviceIDs=chosen)
+        return response
+
+    async def Allocate(
+        self,
+        request: pb.AllocateRequest,
+        context: grpc.aio.ServicerContext[pb.AllocateRequest, pb.AllocateResponse],
+    ) -> pb.AllocateResponse:
+        """Hand the devices out as they are now. An error fails the pod for good."""
+        response = pb.AllocateResponse()
+        try:
+            wanted = [id_ for asked in request.container_requests for id_ in asked.devices_ids]
+            now = await self._sysfs.reread(wanted)
+            for asked in request.container_requests:
+                ids = list(asked.devices_ids)
+                response.container_responses.append(answer(self.resource, ids, now, self._dev_root))
+        except (Refused, SysfsError) as error:
+            log.warning("%s: Allocate refused: %s", self.resource, error)
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"migcompat: {error}")
+        return response
+
+    async def PreStartContainer(
+        self,
+        request: pb.PreStartContainerRequest,
+        context: grpc.aio.ServicerContext[pb.PreStartContainerRequest, pb.PreStartContainerResponse],
+    ) -> pb.PreStartContainerResponse:
+        """The guard. An error keeps the container from starting; the kubelet shows it and asks again."""
+        try:
+            await self._guard.check(self.resource, list(request.devices_ids))
+        except GuardRefusedError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        return pb.PreStartContainerResponse()
+
+
+def _listed(device: Device) -> pb.Device:
+    listed = pb.Device(ID=device.id, health=HEALTHY if device.health is Health.HEALTHY else UNHEALTHY)
+    if device.found.numa_node is not None:
+        listed.topology.nodes.add(ID=device.found.numa_node)
+    return listed

@@ -1,0 +1,104 @@
+"""What the agent knows at this moment, and who wants to hear when that changes."""
+
+from __future__ import annotations
+
+import asyncio
+
+from migcompat.kubelet.podresources import Allocations
+
+from migcompat_deviceplugin.inventory import Inventory
+
+
+class Signal:
+    """Wakes one waiting task; set any number of times in between, it wakes it once."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def set(self) -> None:
+        """Wake the waiting task, or the next one that waits."""
+        self._event.set()
+
+    async def wait(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the point of it
+        """Wait for :meth:`set`, at most *timeout* seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._event.wait()
+        except TimeoutError:
+            return
+        self._event.clear()
+
+
+class State:
+    """Shared by the tasks of one process, in one event loop.
+
+    ``inventory``: the newest scan. ``scan_problem``: why the newest look at sysfs failed (then the inventory
+    is an older one). ``scanned``: whether there was any. ``allocations``: the newest PodResources answer,
+    None before the first; ``allocations_problem`` why the newest call failed. ``published``: devices whose
+    publication the API server has confirmed, with their resources. ``unregistered``: why a resource is not
+    registered with the kubelet, by name.
+
+    ``to_publish`` and ``to_serve`` wake the publisher and the manager.
+    """
+
+    def __init__(self) -> None:
+        self.inventory: Inventory = {}
+        self.scanned = False
+        self.scan_problem = ""
+        self.allocations: Allocations | None = None
+        self.allocations_problem = ""
+        self.published: frozenset[tuple[str, str]] = frozenset()
+        self.publish_problem = "nothing has been published yet"
+        self.unregistered: dict[str, str] = {}
+        self.to_publish = Signal()
+        self.to_serve = Signal()
+
+    def set_inventory(self, inventory: Inventory) -> None:
+        """A scan went well."""
+        changed = inventory != self.inventory or self.scan_problem or not self.scanned
+        self.inventory, self.scan_problem, self.scanned = inventory, "", True
+        if changed:
+            self.to_publish.set()
+            self.to_serve.set()
+
+    def set_scan_problem(self, problem: str) -> None:
+        """A scan failed; the inventory stays."""
+        if problem != self.scan_problem:
+            self.scan_problem = problem
+            self.to_publish.set()
+
+    def set_allocations(self, allocations: Allocations) -> None:
+        """PodResources answered."""
+        if allocations != self.allocations or self.allocations_problem:
+            self.allocations, self.allocations_problem = allocations, ""
+            self.to_publish.set()
+
+    def set_allocations_problem(self, problem: str) -> None:
+        """PodResources did not answer; the allocations stay."""
+        if problem != self.allocations_problem:
+            self.allocations_problem = problem
+            self.to_publish.set()
+
+    def set_published(self, devices: frozenset[tuple[str, str]]) -> None:
+        """The API server holds a VFIONode with these (resource, device id)."""
+        self.publish_problem = ""
+        if devices != self.published:
+            self.published = devices
+            self.to_serve.set()
+
+    def set_unregistered(self, unregistered: dict[str, str]) -> None:
+        """Resources that are to be registered but are not, and why."""
+        if unregistered != self.unregistered:
+            self.unregistered = unregistered
+            self.to_publish.set()
+
+    def problem(self) -> str | None:
+        """Why the agent is not ready, or None."""
+        if not self.scanned:
+            return self.scan_problem or "no scan has ended yet"
+        for problem in (self.scan_problem, self.publish_problem, self.allocations_problem):
+            if problem:
+                return problem
+        for resource, problem in sorted(self.unregistered.items()):
+            return f"{resource}: {problem}"
+        return None

@@ -1,0 +1,165 @@
+"""The agent's knowledge as others see it: the status of its VFIONode, the labels of its Node. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import msgspec
+from migcompat import __version__
+from migcompat.api import names
+from migcompat.api.conditions import set_condition
+from migcompat.api.meta import Condition
+from migcompat.api.vfionode import (
+    Device,
+    Driver,
+    VFIONodeStatus,
+    split,
+)
+from migcompat.engine.declaration import Acceptance, Declaration, Presence, SelfSet
+from migcompat.kubelet.podresources import Allocations
+
+from migcompat_deviceplugin.inventory import Device as InventoryDevice
+from migcompat_deviceplugin.inventory import Inventory
+from migcompat_deviceplugin.state import State
+
+CONTENT_LIMIT = 512 * 1024
+"""Bytes of all contents: etcd refuses objects above 1.5 MiB, and one refused object would hide all devices.
+The rest is for the devices' own fields (1,024 devices take about 0.5 MiB)."""
+
+READY = "Ready"
+MESSAGE_LIMIT = 1024
+PROBLEM_LIMIT = 256
+
+
+def ready(state: State) -> Condition:
+    """The condition ``Ready``: whether what is published is current and served."""
+    if state.scan_problem:
+        return _not_ready("ScanFailed", state.scan_problem)
+    if state.allocations_problem:
+        return _not_ready("PodResourcesUnavailable", state.allocations_problem)
+    if state.unregistered:
+        resource, problem = min(state.unregistered.items())
+        return _not_ready("NotRegistered", f"{resource}: {problem}")
+    return Condition(READY, "True", "Published", "devices are published, registered and their holders known")
+
+
+def _not_ready(reason: str, message: str) -> Condition:
+    return Condition(READY, "False", reason, message[:MESSAGE_LIMIT])
+
+
+def build(
+    inventory: Inventory,
+    allocations: Allocations,
+    *,
+    boot_id: str,
+    condition: Condition,
+    before: list[Condition],
+    now: str,
+) -> VFIONodeStatus:
+    """The status to publish; *before* and *now* are for the condition's transition time."""
+    status = contents(inventory, allocations)
+    status.boot_id = boot_id
+    status.agent_version = __version__
+    status.conditions = set_condition(before, condition, now)
+    return status
+
+
+def contents(inventory: Inventory, allocations: Allocations) -> VFIONodeStatus:
+    """The devices of *inventory* with their contents and holders, and nothing else."""
+    status = VFIONodeStatus(drivers=_drivers(inventory.values()), profiles={}, acceptances={}, devices=[])
+    declarations = bounded({id_: device.found.declaration for id_, device in inventory.items()})
+    for id_, declaration in sorted(declarations.items()):
+        device = inventory[id_]
+        found = device.found
+        profile_key, profile, acceptance_key, acceptance, dynamic = split(declaration)
+        status.profiles[profile_key] = profile
+        status.acceptances[acceptance_key] = acceptance
+        status.devices.append(
+            Device(
+                id=found.id,
+                resource=device.resource,
+                profile=profile_key,
+                acceptance=acceptance_key,
+                kind=found.kind,
+                parent=found.parent,
+                driver=found.driver,
+                type=found.type,
+                device_api=found.device_api,
+                pci_id=found.pci_id,
+                numa_node=found.numa_node,
+                iommu_group=found.iommu_group,
+                health=device.health,
+                problem=found.problem[:PROBLEM_LIMIT],
+                dynamic=dynamic,
+                allocated_to=allocations.get((device.resource, id_)),
+            )
+        )
+    return status
+
+
+def _drivers(devices: Iterable[InventoryDevice]) -> list[Driver]:
+    found = {(d.found.driver, d.found.driver_version) for d in devices if d.found.driver}
+    return [Driver(name, version) for name, version in sorted(found)]
+
+
+def bounded(declarations: Mapping[str, Declaration], limit: int = CONTENT_LIMIT) -> dict[str, Declaration]:
+    """*declarations* by device id, the largest replaced until what is left takes at most *limit* bytes.
+
+    Devices that say too much (a driver may say 64 KiB each) so harm only themselves. Contents that devices
+    share count once.
+    """
+    parts: dict[str, tuple[str, str]] = {}
+    own: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    for id_, declaration in declarations.items():
+        profile_key, profile, acceptance_key, acceptance, dynamic = split(declaration)
+        parts[id_] = (f"p{profile_key}", f"a{acceptance_key}")
+        sizes.setdefault(parts[id_][0], len(msgspec.json.encode(profile)))
+        sizes.setdefault(parts[id_][1], len(msgspec.json.encode(acceptance)))
+        own[id_] = len(msgspec.json.encode(dynamic))
+    users = Counter(key for keys in parts.values() for key in keys)
+    total = sum(sizes.values()) + sum(own.values())
+    weight = {id_: own[id_] + sum(sizes[key] for key in keys) for id_, keys in parts.items()}
+    kept = dict(declarations)
+    for id_ in sorted(weight, key=lambda i: (-weight[i], i)):
+        if total <= limit:
+            break
+        problem = f"its declaration ({weight[id_]} bytes) is too large to be published with the others"
+        kept[id_] = Declaration(
+            declarations[id_].kind,
+            SelfSet(Presence.MALFORMED, {}, problem),
+            Acceptance(Presence.MALFORMED, problem=problem),
+        )
+        total -= own[id_]
+        for key in parts[id_]:
+            users[key] -= 1
+            total -= 0 if users[key] else sizes[key]
+    return kept
+
+
+def labels(status: VFIONodeStatus) -> dict[str, str]:
+    """Our labels of the Node (contract, Labels and annotations): hints for people and selectors."""
+    wanted = {names.NODE_MANAGED: "true"}
+    for device in status.devices:
+        profile = status.profiles[device.profile]
+        type_ = profile.self.attributes.get("type") or device.type
+        if type_:
+            wanted[names.NODE_TYPE_PREFIX + names.label_name(type_)] = "true"
+        if profile.self.presence is Presence.PRESENT:
+            wanted[names.NODE_OFFERS_PREFIX + device.profile] = "true"
+    return wanted
+
+
+def label_patch(current: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str | None]:
+    """What to merge into a Node's *current* labels: missing and wrong ones, and None for our stale ones."""
+    patch: dict[str, str | None] = {k: v for k, v in wanted.items() if current.get(k) != v}
+    for key in current:
+        if is_ours(key) and key not in wanted:
+            patch[key] = None
+    return patch
+
+
+def is_ours(key: str) -> bool:
+    """Whether a label key is one that the agent writes."""
+    return key == names.NODE_MANAGED or key.startswith((names.NODE_TYPE_PREFIX, names.NODE_OFFERS_PREFIX))

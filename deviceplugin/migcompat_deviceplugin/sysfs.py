@@ -1,0 +1,111 @@
+"""Reading sysfs without ever being held up by it.
+
+A driver that hangs in one of its attributes hangs whoever reads it, and no signal helps. So each look is
+taken in a thread of its own that the process does not wait for, neither here nor when it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from migcompat.api.names import RESOURCE_DOMAIN
+from migcompat.sysfs.scan import ScanProblem, scan
+
+from migcompat_deviceplugin.inventory import Device, Inventory, take
+
+SCAN_DEADLINE = 20.0
+REREAD_DEADLINE = 5.0
+
+T = TypeVar("T")
+
+
+class SysfsError(Exception):
+    """sysfs could not be read as a whole; the text says why."""
+
+
+async def in_thread(work: Callable[[], T], deadline: float) -> T:
+    """The result of *work*, run in a daemon thread. Raises what it raises, and TimeoutError.
+
+    A thread that overruns *deadline* (seconds) is left to itself; unlike one of :func:`asyncio.to_thread` it does
+    not keep the process from ending.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as raised:  # handed to the awaiting task, whatever it is
+            error = raised
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, daemon=True, name="sysfs").start()
+    async with asyncio.timeout(deadline):
+        return await future
+
+
+class Sysfs:
+    """The node's sysfs below *root*. ``last`` is the newest inventory, ``seconds`` how long its scan took."""
+
+    def __init__(self, root: Path, domain: str = RESOURCE_DOMAIN) -> None:
+        self.root = root
+        self.last: Inventory = {}
+        self.problems: tuple[ScanProblem, ...] = ()
+        self.seconds = 0.0
+        self._domain = domain
+        self._busy: asyncio.Lock = asyncio.Lock()
+        self._stuck = 0
+
+    async def scan(self, deadline: float = SCAN_DEADLINE) -> Inventory:
+        """Look at all devices now. Raises SysfsError when that fails or takes longer than *deadline* seconds.
+
+        After it, :attr:`last` is what was found; after an error it is what it was before. One scan runs at a
+        time: a hanging driver must not collect a thread for every caller.
+        """
+        try:
+            async with asyncio.timeout(deadline), self._busy:
+                if self._stuck:
+                    raise SysfsError(f"{self.root}: an earlier scan still hangs in some driver's attribute")
+                began = time.monotonic()
+                result = await in_thread(self._counted(lambda: scan(self.root)), deadline)
+        except TimeoutError:
+            raise SysfsError(f"{self.root}: not read within {deadline:g} s") from None
+        except (OSError, ValueError) as error:
+            raise SysfsError(f"{self.root}: {error}") from error
+        self.seconds = time.monotonic() - began
+        self.problems = result.problems
+        self.last = take(result, self.last, self._domain)
+        return self.last
+
+    async def reread(self, ids: list[str]) -> dict[str, Device]:
+        """These devices as they are now; those that are gone are missing. Raises SysfsError.
+
+        A whole scan: what its neighbours are bound to decides whether a device is usable (IOMMU groups).
+        """
+        now = await self.scan(REREAD_DEADLINE)
+        return {id_: now[id_] for id_ in ids if id_ in now}
+
+    def _counted(self, work: Callable[[], T]) -> Callable[[], T]:
+        def counted() -> T:
+            self._stuck += 1
+            try:
+                return work()
+            finally:
+                self._stuck -= 1
+
+        return counted
