@@ -10,7 +10,7 @@ import msgspec
 
 from migcompat.api.names import digest
 from migcompat.engine.declaration import Declaration
-from migcompat.engine.policy import Choice, Policy
+from migcompat.engine.policy import Choice, Policy, VersionScheme
 from migcompat.engine.verdict import Verdict, decide
 from migcompat.fleet.migrant import Migrant
 
@@ -18,16 +18,22 @@ _LIMIT = 200_000
 
 
 class Overlay(msgspec.Struct, frozen=True):
-    """What the VM's own annotations change in the policy that governs a target."""
+    """What the VM's own annotations, or a question's own keys, change in the policy that governs a target."""
 
     require_return_path: bool = False
     deny_cross_type: bool = False
     allow_cross_type: bool = False
+    version_scheme: VersionScheme | None = None
 
     @classmethod
     def of(cls, migrant: Migrant) -> Overlay:
         """The overlay of a VM."""
-        return cls(migrant.require_return_path, migrant.deny_cross_type, migrant.allow_cross_type)
+        return cls(
+            migrant.require_return_path,
+            migrant.deny_cross_type,
+            migrant.allow_cross_type,
+            migrant.version_scheme,
+        )
 
     def apply(self, policy: Policy) -> Policy:
         """*policy* as it governs this VM."""
@@ -37,9 +43,12 @@ class Overlay(msgspec.Struct, frozen=True):
         elif self.allow_cross_type:
             cross = Choice.ALLOW
         back = policy.require_return_path or self.require_return_path
-        if cross == policy.cross_type and back == policy.require_return_path:
+        scheme = self.version_scheme or policy.version_scheme
+        if (cross, back, scheme) == (policy.cross_type, policy.require_return_path, policy.version_scheme):
             return policy
-        return msgspec.structs.replace(policy, cross_type=cross, require_return_path=back)
+        return msgspec.structs.replace(
+            policy, cross_type=cross, require_return_path=back, version_scheme=scheme
+        )
 
 
 class Judge:

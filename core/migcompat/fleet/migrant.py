@@ -7,6 +7,7 @@ import enum
 import msgspec
 
 from migcompat.engine.declaration import Declaration
+from migcompat.engine.policy import VersionScheme
 
 
 class Mode(enum.StrEnum):
@@ -47,6 +48,7 @@ class Migrant(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     ``asks``: how many devices of each pool (resource name) its target needs.
     ``problem`` is non-empty when the source devices cannot be known (its node publishes nothing, or the pod
     holds no device yet): ``devices`` is empty then and the verdict is ``Unknown`` for every target.
+    ``version_scheme`` overrides the targets' policies, for questions only (MigrationCompatibility).
     """
 
     namespace: str
@@ -60,3 +62,4 @@ class Migrant(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     deny_cross_type: bool = False
     allow_cross_type: bool = False
     problem: str = ""
+    version_scheme: VersionScheme | None = None
