@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 from migcompat.api.cluster import VirtualMachineInstance
 from migcompat.api.migrationcompatibility import LiteralSource, MigrationCompatibility, Overrides
-from migcompat.engine.declaration import Declaration, Presence, SelfSet
+from migcompat.engine.attributes import Draft
+from migcompat.engine.declaration import Declaration
 from migcompat.engine.policy import Choice
 from migcompat.fleet.fleet import Fleet
 from migcompat.fleet.migrant import Migrant, MigrantDevice
@@ -54,7 +55,10 @@ def ask(fleet: Fleet, item: MigrationCompatibility) -> Question | Unanswerable:
 
 
 def _literal(given: LiteralSource) -> Migrant:
-    declared = Declaration(given.kind, SelfSet(Presence.PRESENT, dict(given.self)))
+    draft = Draft(literal=True)
+    for name, value in given.self.items():
+        draft.add_raw(name.encode(), value.encode())
+    declared = Declaration(given.kind, draft.self_set(given.kind))
     return Migrant(
         namespace="",
         name="",
@@ -72,6 +76,8 @@ def _overridden(migrant: Migrant, overrides: Overrides | None) -> Migrant:
     changed = migrant
     if overrides.require_return_path is not None:
         changed = msgspec.structs.replace(changed, require_return_path=overrides.require_return_path)
+    if overrides.version_scheme is not None:
+        changed = msgspec.structs.replace(changed, version_scheme=overrides.version_scheme)
     if overrides.cross_type is not None:
         changed = msgspec.structs.replace(
             changed,
