@@ -1,0 +1,150 @@
+"""Memory of each process while nothing happens, beside bare Python.
+
+The processes run as they do in a cluster: against a real control plane, the agent beside a kubelet's
+device manager and a sysfs with eight VFs. PSS shares the pages of libraries among the processes that map
+them; RSS counts them in full. Both come from ``/proc/<pid>/smaps_rollup`` (proc(5)).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tests.bench.figures import BenchError, Row
+from tests.cluster.binaries.build import BuildError
+from tests.cluster.certificates import Authority
+from tests.cluster.controlplane import ClusterError, ControlPlane
+from tests.cluster.processes import Process
+from tests.support.kubelet import running_device_manager
+from tests.support.vfs import make_vfs
+
+ROOT = Path(__file__).parents[2]
+CRDS = (ROOT / "charts/migcompat/files/crds", ROOT / "tests/cluster/kubevirt")
+"""Our kinds, and those of KubeVirt's that the processes watch."""
+NODE = "bench-node"
+VFS = 8
+READY_SECONDS = 90.0
+SETTLE_SECONDS = 10.0
+"""From ready to the measurement: start-up garbage is gone by then, and every watch is quiet."""
+BARE = "bare Python"
+
+
+def memory(pid: int) -> dict[str, float]:
+    """PSS and RSS of a process in MiB. Raises BenchError when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError as problem:
+        raise BenchError(f"memory of process {pid} cannot be read: {problem}") from problem
+    return {name.upper(): int(kib) / 1024 for name, kib in re.findall(r"^(Pss|Rss):\s+(\d+) kB", text, re.M)}
+
+
+def measure() -> list[Row]:
+    """MiB of each process. Raises BenchError."""
+    try:
+        return asyncio.run(_measure())
+    except (BuildError, ClusterError) as problem:
+        raise BenchError(f"no control plane: {problem}") from problem
+
+
+async def _measure() -> list[Row]:
+    with tempfile.TemporaryDirectory(prefix="migcompat-bench-") as scratch:
+        plane = ControlPlane()
+        try:
+            await asyncio.to_thread(_prepare, plane)
+            async with running_device_manager(Path(scratch) / "kubelet"):
+                found = await asyncio.to_thread(_run, plane, Path(scratch))
+        finally:
+            await asyncio.to_thread(plane.stop)
+    bare = found[BARE]
+    return [
+        Row(
+            name=f"idle {name}, {kind}",
+            value=value,
+            unit="MiB",
+            baseline="" if name == BARE else f"{BARE}, {kind}",
+            ratio=None if name == BARE else value / bare[kind],
+        )
+        for name, kinds in found.items()
+        for kind, value in kinds.items()
+    ]
+
+
+def _prepare(plane: ControlPlane) -> None:
+    plane.start()
+    for directory in CRDS:
+        if not list(directory.rglob("*.yaml")):
+            raise BenchError(f"no custom resource definitions in {directory.relative_to(ROOT)}")
+        files = ("-R", "-f", str(directory))
+        plane.kubectl("apply", "--server-side", *files)
+        plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", *files)
+    plane.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
+
+
+def _run(plane: ControlPlane, scratch: Path) -> dict[str, dict[str, float]]:
+    """PSS and RSS by name; all run side by side, so that PSS is shared as on a node."""
+    (scratch / "dev").mkdir()
+    certificate = Authority(scratch).issue("extender", hosts=("127.0.0.1",))
+    arguments = {
+        "migcompat-device-plugin": [
+            f"--node-name={NODE}",
+            f"--sysfs-root={make_vfs(scratch / 'host', VFS, declare=True)}",
+            f"--dev-root={scratch / 'dev'}",
+            f"--kubelet-dir={scratch / 'kubelet'}",
+        ],
+        "migcompat-operator": [],
+        "migcompat-extender": [
+            f"--bind=127.0.0.1:{plane.addresses.free_port('127.0.0.1')}",
+            f"--tls-cert={certificate.certificate}",
+            f"--tls-key={certificate.key}",
+        ],
+    }
+    started: dict[str, Process] = {}
+    health: dict[str, str] = {}
+    try:
+        started[BARE] = Process(
+            BARE, [sys.executable, "-c", "import time; time.sleep(3600)"], log=scratch / "bare.log"
+        )
+        for name, own in arguments.items():
+            health[name] = f"127.0.0.1:{plane.addresses.free_port('127.0.0.1')}"
+            program = Path(sys.executable).parent / name
+            if not program.exists():
+                raise BenchError(f"{program} is missing; make venv installs it")
+            command = [
+                str(program),
+                f"--health-bind={health[name]}",
+                f"--kubeconfig={plane.kubeconfig}",
+                *own,
+            ]
+            started[name] = Process(name, command, log=scratch / f"{name}.log")
+        for name, address in health.items():
+            _await(started[name], f"http://{address}/readyz")
+        time.sleep(SETTLE_SECONDS)
+        return {name: memory(process.pid) for name, process in started.items()}
+    finally:
+        for process in started.values():
+            process.stop()
+
+
+def _await(process: Process, url: str) -> None:
+    """Wait until *url* answers 200. Raises BenchError with the end of the process' log."""
+    deadline = time.monotonic() + READY_SECONDS
+    problem = "no answer"
+    while time.monotonic() < deadline and process.exit_code() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except urllib.error.HTTPError as error:
+            problem = f"{error.code} {error.read(500).decode(errors='replace').strip()}"
+        except OSError as error:
+            problem = str(error)
+        time.sleep(0.2)
+    ended = (
+        f"ended with {process.exit_code()}" if process.exit_code() is not None else f"is not ready: {problem}"
+    )
+    raise BenchError(f"{process.name} {ended}; the end of its log:\n{process.tail()}")
