@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import pytest
 from migcompat.api import names
 from migcompat.api.compatibilitypolicy import CompatibilityPolicy
 from migcompat.api.meta import ObjectMeta
+from migcompat.engine.declaration import Presence
 from migcompat.fleet.fleet import Fleet
-from migcompat.fleet.migrant import Mode
+from migcompat.fleet.migrant import Facts, Migrant, Mode
 
 from tests.support.fleets import BOOT, POOL, declared, node, pod, vfionode, vmi
 
@@ -36,7 +39,7 @@ def fleet_of(targets: dict[str, list[str]], *, source_version: str = "1.1.0", **
     return fleet
 
 
-def migrant_of(fleet: Fleet, name: str = "vm-a"):
+def migrant_of(fleet: Fleet, name: str = "vm-a") -> Migrant:
     found = fleet.vmi("tenant-a", name)
     assert found is not None
     return fleet.migrant(found)
@@ -141,7 +144,7 @@ def test_equal_objects_are_no_change() -> None:
         (lambda f: f.put_vmi(vmi("vm-a", "")), "runs on no node"),
     ],
 )
-def test_unknown_source_is_unknown_everywhere(breakage, text: str) -> None:
+def test_unknown_source_is_unknown_everywhere(breakage: Callable[[Fleet], object], text: str) -> None:
     fleet = fleet_of({"n2": ["1.1.0"]})
     breakage(fleet)
     fit = fleet.fit(migrant_of(fleet), "n2")
@@ -256,8 +259,6 @@ def test_equally_specific_policies_first_by_name_and_both_are_told() -> None:
     fleet = fleet_of({"n2": ["1.1.0"]})
     fleet.put_policy(policy("b", selector={"device": {"driver": "nvidia"}}, versionScheme="exact"))
     fleet.put_policy(policy("a", selector={"device": {"vendor": "10de"}}, versionScheme="dotted"))
-    from migcompat.fleet.migrant import Facts
-
     chosen = fleet.policies.select(Facts("nvidia", "t", "vfio-pci", "10de"), {})
     assert (chosen.name, chosen.tied) == ("a", ("a", "b"))
 
@@ -266,7 +267,7 @@ def test_supplied_attributes_fill_what_devices_do_not_say() -> None:
     fleet = fleet_of({})
     bare = declared(accepts=[])
     bare = msgspec.structs.replace(
-        bare, self=msgspec.structs.replace(bare.self, attributes={}, presence="Absent")
+        bare, self=msgspec.structs.replace(bare.self, attributes={}, presence=Presence.ABSENT)
     )
     fleet.put_node(node("n2"))
     fleet.put_vfionode(vfionode("n2", {"x": bare}))

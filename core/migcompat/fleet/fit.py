@@ -103,20 +103,19 @@ def fit(migrant: Migrant, targets: Sequence[Target], judge: Judge | None = None,
     if len(migrant.devices) > 1 and any(device.peer_to_peer is False for device in migrant.devices):
         return Fit(False, False, NO_P2P, "not all devices of the source support peer-to-peer")
     rows = [{i: v.rank or () for i, v in row.items() if v.compatible} for row in verdicts]
-    if len(migrant.devices) > 1:
-        rows = [{i: r for i, r in row.items() if targets[i].peer_to_peer is not False} for row in rows]
-        if not all(rows):
+    chosen = assign(rows)
+    if chosen is None:
+        return Fit(False, False, NOT_ENOUGH, f"fewer than {len(rows)} devices accept the VM's")
+    if len(rows) > 1 and any(targets[i].peer_to_peer is False for row in rows for i in row):
+        rows = [{i: rank for i, rank in row.items() if targets[i].peer_to_peer is not False} for row in rows]
+        chosen = assign(rows)
+        if chosen is None:
             return Fit(False, False, NO_P2P, "not enough devices support peer-to-peer")
     free_rows = [{i: rank for i, rank in row.items() if targets[i].free} for row in rows]
     usable = {i for row in free_rows for i in row}
-    chosen = assign(free_rows) if len(usable) - reserved >= len(rows) else None
-    free = chosen is not None
-    if chosen is None:
-        chosen = assign(rows)
-    if chosen is None:
-        return Fit(
-            False, False, NOT_ENOUGH, f"fewer than {len(rows)} devices accept, one for each of the VM's"
-        )
+    chosen_free = assign(free_rows) if len(usable) - reserved >= len(rows) else None
+    free = chosen_free is not None
+    chosen = chosen_free or chosen
     picked = [verdicts[source][index] for source, index in enumerate(chosen)]
     ranks = [verdict.rank for verdict in picked if verdict.rank is not None]
     reason = Reason.UNKNOWN if any(v.reason is Reason.UNKNOWN for v in picked) else Reason.COMPATIBLE
