@@ -100,7 +100,7 @@ class EventRecorder:
     ) -> _Seen:
         about, type_, reason, message = key
         new = _Seen(
-            f"{about.name[:200]}.{secrets.token_hex(8)}",
+            f"{about.name[:200].rstrip('-.')}.{secrets.token_hex(8)}",
             first=seen.first if seen else now,
             count=seen.count if seen else 1,
             written=self._clock(),
