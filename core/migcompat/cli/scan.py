@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 import yaml
+
 from migcompat.engine.declaration import Acceptance, Declaration, Presence
 from migcompat.engine.declaration import Kind as DeviceKind
 from migcompat.sysfs.resources import resource_name

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
+
 from migcompat.engine.declaration import Declaration, Kind
 
 
