@@ -78,21 +78,18 @@ class NodeAffinity:
         given: list[Fields] = [{}] if self.terms is None else [term for term in self.terms if _selects(term)]
         if not given:
             return []
-        base = sum(_size(term) for term in given)
-        fits = 0
-        used = 0
+        one_name = sum(_size(_and(term, [_by_name("In", "")])) for term in given)
+        used = fits = 0
         for name in accepting[:max_names]:
-            used += base + len(given) * _size(_by_name("In", name))
+            used += one_name + len(given) * len(name)
             if used > max_bytes and fits:
                 break
             fits += 1
-        excluded = [_by_name("NotIn", name) for name in refusing]
-        shut_out = len(given) * sum(map(_size, excluded))
-        if fits < len(accepting) and 0 < len(excluded) <= max_names and base + shut_out <= max_bytes:
-            terms = [_and(term, excluded) for term in given]
-        else:
-            chosen = [_by_name("In", name) for name in accepting[:fits]]
-            terms = [_and(term, [name]) for name in chosen for term in given]
+        terms = [_and(term, [_by_name("In", name)]) for name in accepting[:fits] for term in given]
+        if fits < len(accepting) and 0 < len(refusing) <= max_names:
+            excluding = [_and(term, [_by_name("NotIn", name) for name in refusing]) for term in given]
+            if _size(excluding) <= max_bytes:
+                terms = excluding
         required = {**(self._required or {}), TERMS: msgspec.Raw(msgspec.json.encode(terms))}
         return [self._set(REQUIRED, required)]
 

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 KEEP_ALIVE_SECONDS = 120.0
 """Longer than Go clients keep idle connections (90 s), so that they never write to one we just closed."""
 HANDSHAKE_SECONDS = 5.0
+LINGER_SECONDS = 2.0
+"""How long a refused body is read on, so that the client gets to read the refusal."""
 DRAIN_SECONDS = 3.0
 """From being told to stop (not ready any more) to closing the port: callers need time to notice."""
 SHUTDOWN_SECONDS = 5.0
@@ -101,7 +103,11 @@ async def _serve(
 ) -> tuple[web.AppRunner, asyncio.Server]:
     """Listen with deadlines on the handshake, which aiohttp's own sites leave at a minute."""
     runner = web.AppRunner(
-        app, access_log=None, keepalive_timeout=KEEP_ALIVE_SECONDS, shutdown_timeout=SHUTDOWN_SECONDS
+        app,
+        access_log=None,
+        keepalive_timeout=KEEP_ALIVE_SECONDS,
+        lingering_time=LINGER_SECONDS,
+        shutdown_timeout=SHUTDOWN_SECONDS,
     )
     await runner.setup()
     host, port = parse_bind(bind)

@@ -22,6 +22,8 @@ from migcompat_extender.wire import WireError
 
 log = logging.getLogger(__name__)
 
+_NOT_UNDERSTOOD = web.RequestKey("not_understood", bool)
+
 MAX_REVIEW_BYTES = 8 * 1024 * 1024
 """An AdmissionReview holds at most two objects of 1.5 MiB (etcd's limit); anyone may reach ``/mutate``."""
 
@@ -57,7 +59,7 @@ class _Endpoints:
                 answer, passed, rejected = self._filter.answer(body)
         except WireError as error:
             log.warning("filter call from %s cannot be understood: %s", request.remote, error)
-            request["error"] = True
+            request[_NOT_UNDERSTOOD] = True
             return _json(error_answer(error))
         self._passed.inc(passed)
         self._rejected.inc(rejected)
@@ -142,7 +144,7 @@ def _outermost(settings: Settings, metrics: Metrics) -> Middleware:
             log.exception("%s %s from %s failed", request.method, request.path, request.remote)
             response = _error(request, 500, "internal error; the extender's log says what happened")
         endpoint = request.path.removeprefix("/") if request.path in known else "other"
-        error_flag = "true" if response.status >= 400 or request.get("error") else "false"
+        error_flag = "true" if response.status >= 400 or request.get(_NOT_UNDERSTOOD) else "false"
         metrics.responses.labels(endpoint, str(response.status), error_flag).inc()
         return response
 

@@ -1,0 +1,312 @@
+"""``/mutate``: who is steered, who is denied and in which words, who is left alone."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from migcompat.api import names
+from migcompat.fleet import stamp
+from migcompat.fleet.migrant import Mode
+from migcompat_extender.admission import Admission
+from migcompat_extender.settings import Settings
+from migcompat_extender.table import Tables
+from migcompat_extender.wire import WireError
+
+from tests.extender.world import (
+    admitted,
+    all_well,
+    built,
+    by_name,
+    patched,
+    recorded_pod,
+    required_terms,
+    review,
+    target,
+    world,
+)
+from tests.support.fleets import POOL, declared, node, pod, vfionode, vmi
+
+STALE = "no news from kube-apiserver for 120 s of: pods"
+
+
+def stamp_of(pod_: dict[str, Any]) -> Any:
+    meta = pod_["metadata"]
+    return stamp.decode(meta["annotations"][names.SOURCE], meta["labels"][names.MIGRATION_UID])
+
+
+def test_a_target_is_steered_to_accepting_nodes_nearest_version_first() -> None:
+    fleet = world({"n2": "1.0.0", "n3": "1.2.0", "n4": "1.1.0", "n5": "2.0.0"})
+    after = patched(target(), admitted(fleet, review(target())))
+    assert required_terms(after) == [{"matchFields": [by_name("In", n)]} for n in ("n4", "n3")]
+    migrant = stamp_of(after)
+    assert (migrant.name, migrant.node, migrant.mode) == ("vm-a", "node-1", Mode.ENFORCE)
+    assert migrant.devices[0].declaration.self.attributes["software_version"] == "1.1.0"
+
+
+def test_free_nodes_come_before_better_versions() -> None:
+    fleet = world({"n2": "1.1.0", "n3": "1.2.0", "old": "1.0.0"}, used=["n2"])
+    after = patched(target(), admitted(fleet, review(target())))
+    assert [t["matchFields"][0]["values"] for t in required_terms(after)] == [["n3"], ["n2"]]
+    after = patched(target(), admitted(fleet, review(target()), max_names=1))
+    assert [t["matchFields"][0]["values"] for t in required_terms(after)] == [["n3"]]
+
+
+def test_more_accepting_nodes_than_names_excludes_the_refusing_ones_and_the_source() -> None:
+    fleet = world({f"n{i}": "1.1.0" for i in range(5)} | {"old": "1.0.0"})
+    after = patched(target(), admitted(fleet, review(target()), max_names=3))
+    assert required_terms(after) == [{"matchFields": [by_name("NotIn", "node-1"), by_name("NotIn", "old")]}]
+
+
+def test_the_recorded_pod_keeps_its_own_affinity() -> None:
+    before = recorded_pod()
+    fleet = world({})
+    name, uid = "vgpu-vm", before["metadata"]["labels"][names.CREATED_BY]
+    resource = f"{names.RESOURCE_DOMAIN}/i915-gvtg-v5-4"
+    found = vmi(name, "node-a", resources=[resource])
+    found.metadata.uid = uid
+    fleet.put_vmi(found)
+    source = pod(name, "node-a", resources=[resource])
+    assert source.metadata.labels is not None
+    source.metadata.labels[names.CREATED_BY] = uid
+    fleet.put_pod(source)
+    holder = {"a": ("tenant-a", source.metadata.name)}
+    for node_name, allocated in (("node-a", holder), ("node-b", {})):
+        fleet.put_node(node(node_name))
+        fleet.put_vfionode(
+            vfionode(node_name, {"a": declared("1.1.0")}, resource=resource, allocated=allocated)
+        )
+    after = patched(before, admitted(fleet, review(before)))
+    own = required_terms(before)[0]
+    assert required_terms(after) == [{**own, "matchFields": [by_name("In", "node-b")]}]
+    assert after["spec"]["affinity"]["podAntiAffinity"] == before["spec"]["affinity"]["podAntiAffinity"]
+    assert stamp_of(after).uid == uid
+    after["spec"]["affinity"] = before["spec"]["affinity"]
+    del after["metadata"]["annotations"][names.SOURCE]
+    assert after == before, "nothing else is touched"
+
+
+@pytest.mark.parametrize("annotations", [None, {}, {names.SOURCE: "forged", "other": "kept"}])
+def test_the_stamp_replaces_what_a_tenant_wrote(annotations: dict[str, str] | None) -> None:
+    before = built(target())
+    before["metadata"]["annotations"] = annotations
+    before["metadata"].setdefault("labels", {})
+    fleet = world({"n2": "1.1.0"})
+    after = patched(before, admitted(fleet, review(before)))
+    assert stamp_of(after).name == "vm-a"
+    assert {k: v for k, v in after["metadata"]["annotations"].items() if k != names.SOURCE} == (
+        {"other": "kept"} if annotations else {}
+    )
+
+
+def test_a_stamp_too_large_to_write_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stamp, "LIMIT", 10)
+    before = target(annotations={names.SOURCE: "forged"})
+    after = patched(before, admitted(world({"n2": "1.1.0"}), review(before)))
+    assert names.SOURCE not in after["metadata"]["annotations"]
+    assert required_terms(after)
+
+
+def denied(fleet: Any, **settings: Any) -> str:
+    response = admitted(fleet, review(target()), **settings)
+    assert response["allowed"] is False
+    assert "patch" not in response
+    assert response["status"]["code"] == 403
+    message: str = response["status"]["message"]
+    return message
+
+
+def test_denial_names_causes_and_counts() -> None:
+    text = denied(world({"n2": "1.0.0", "n3": "1.0.0", "n4": "1.0.0", "n5": "2.0.0", "n6": "2.0.0"}))
+    assert text.startswith(
+        "migcompat: VM tenant-a/vm-a cannot migrate now: 0 of 5 nodes accept its device(s): "
+        "3 VersionMinorOlder (software_version"
+    )
+    assert "), 2 VersionMajorMismatch (software_version" in text
+    assert text.endswith(")")
+    assert "1.0.0" in text
+    assert "1.1.0" in text
+    assert "n2" not in text
+
+
+def test_denial_when_none_is_free() -> None:
+    text = denied(world({"n2": "1.1.0", "n3": "1.0.0"}, used=["n2"]))
+    assert "1 of 2 nodes accept its device(s), none of them has them free: 1 NoneFree (" in text
+    assert "), 1 VersionMinorOlder (" in text
+
+
+def test_denial_when_nobody_offers_such_devices() -> None:
+    assert denied(world({})).endswith(f"0 of 0 nodes accept its device(s): no other node offers {POOL}")
+
+
+def test_denial_when_the_source_is_not_known() -> None:
+    fleet = world({"n2": "1.1.0"})
+    fleet.drop_vmi("tenant-a", "vm-a")
+    text = denied(fleet)
+    assert "0 of 1 nodes accept its device(s): 1 Unknown (" in text
+    assert "VirtualMachineInstance of the target pod is not known" in text
+
+
+def test_denial_is_bounded() -> None:
+    fleet = world({})
+    for i in range(300):
+        name = f"n{i}"
+        fleet.put_node(node(name))
+        declaration = declared("1.1.0", type_=f"{i}-{'T' * 400}")
+        fleet.put_vfionode(vfionode(name, {f"d{i}": declaration}))
+    text = denied(fleet)
+    assert len(text) <= 1000
+    assert text.endswith(" more cause(s)")
+    assert " 1 TypeMismatch (" in text
+
+
+@pytest.mark.parametrize(
+    "pod_",
+    [
+        pytest.param(target(resources=()), id="asks for none of our resources"),
+        pytest.param(pod("vm-a", suffix="first", phase="Pending"), id="first start"),
+        pytest.param({"metadata": {"name": "web"}, "spec": {"containers": [{"name": "c"}]}}, id="any pod"),
+    ],
+)
+@pytest.mark.parametrize("problem", [None, STALE])
+@pytest.mark.parametrize("fail_closed", [False, True])
+def test_other_pods_are_left_alone(pod_: Any, problem: str | None, fail_closed: bool) -> None:
+    response = admitted(world({"n2": "1.0.0"}), review(pod_), lambda: problem, fail_closed=fail_closed)
+    assert response == {"uid": "review-1", "allowed": True}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"operation": "UPDATE"},
+        {"kind": {"group": "apps", "version": "v1", "kind": "Deployment"}, "object": {"spec": {"x": 1}}},
+        {"kind": {"group": "", "version": "v2", "kind": "Pod"}},
+        {"subResource": "status"},
+        {"operation": "DELETE", "object": None},
+    ],
+)
+def test_what_the_webhook_is_not_for_is_allowed_with_a_warning(changes: dict[str, Any]) -> None:
+    response = admitted(world({}), review(target(), **changes))
+    assert response["allowed"] is True
+    assert "patch" not in response
+    assert "only the creation of pods" in response["warnings"][0]
+
+
+def test_a_pod_without_its_namespace_gets_the_request_s() -> None:
+    before = built(target())
+    del before["metadata"]["namespace"]
+    assert required_terms(patched(before, admitted(world({"n2": "1.1.0"}), review(before))))
+
+
+def test_without_caches_the_pod_passes_with_a_warning_and_without_a_stamp_of_others() -> None:
+    before = target(annotations={names.SOURCE: "forged"})
+    response = admitted(world({"n2": "1.0.0"}), review(before), lambda: STALE)
+    assert response["warnings"] == [f"migcompat: CachesNotReady: {STALE}; the pod is not steered"]
+    after = patched(before, response)
+    assert names.SOURCE not in after["metadata"]["annotations"]
+    assert "affinity" not in after["spec"]
+    assert patched(target(), admitted(world({}), review(target()), lambda: STALE)) == built(target())
+
+
+def test_without_caches_the_pod_is_denied_where_asked_for() -> None:
+    response = admitted(world({"n2": "1.1.0"}), review(target()), lambda: STALE, fail_closed=True)
+    assert response["allowed"] is False
+    assert response["status"]["code"] == 503
+    assert STALE in response["status"]["message"]
+
+
+def lax(mode: str) -> Any:
+    fleet = world({"n2": "1.0.0", "n3": "1.1.0", "n4": "1.2.0"}, allow_loosening=True)
+    fleet.put_vmi(vmi("vm-a", "node-1", annotations={names.MODE: mode}))
+    return fleet
+
+
+def test_prefer_adds_preferences_only() -> None:
+    response = admitted(lax("prefer"), review(target()), allow_loosening=True)
+    affinity = patched(target(), response)["spec"]["affinity"]["nodeAffinity"]
+    assert affinity == {
+        "preferredDuringSchedulingIgnoredDuringExecution": [
+            {"weight": 100, "preference": {"matchFields": [by_name("In", "n3")]}},
+            {"weight": 99, "preference": {"matchFields": [by_name("In", "n4")]}},
+        ]
+    }
+    assert response["auditAnnotations"] == {"mode": "prefer"}
+
+
+def test_ignore_only_stamps() -> None:
+    response = admitted(lax("ignore"), review(target()), allow_loosening=True)
+    after = patched(target(), response)
+    assert "affinity" not in after["spec"]
+    assert stamp_of(after).mode is Mode.IGNORE
+    assert response["auditAnnotations"] == {"mode": "ignore"}
+
+
+@pytest.mark.parametrize("mode", ["prefer", "ignore"])
+def test_lax_modes_are_never_denied(mode: str) -> None:
+    fleet = world({"n2": "1.0.0"}, allow_loosening=True)
+    fleet.put_vmi(vmi("vm-a", "node-1", annotations={names.MODE: mode}))
+    assert admitted(fleet, review(target()), allow_loosening=True)["allowed"] is True
+
+
+def test_lax_modes_count_only_where_the_admin_lets_them() -> None:
+    fleet = world({"n2": "1.0.0"})
+    fleet.put_vmi(vmi("vm-a", "node-1", annotations={names.MODE: "ignore"}))
+    assert denied(fleet)
+
+
+def test_unknown_annotation_values_enforce() -> None:
+    fleet = world({"n2": "1.0.0"}, allow_loosening=True)
+    fleet.put_vmi(vmi("vm-a", "node-1", annotations={names.MODE: "perhaps"}))
+    assert denied(fleet, allow_loosening=True)
+
+
+def test_a_label_that_names_another_source_than_the_vmi_is_not_believed() -> None:
+    response = admitted(world({"n2": "1.1.0"}), review(target(source="n2")))
+    assert response["allowed"] is False
+    assert "different source nodes" in response["status"]["message"]
+
+
+def test_outcomes_are_counted_but_not_of_dry_runs() -> None:
+    fleet = world({"n2": "1.1.0"})
+    asked = Admission(fleet, Tables(fleet), all_well, Settings())
+    wet, dry = review(target()), review(target(), dryRun=True)
+    assert asked.answer(wet)[1] == "steered"
+    assert asked.answer(dry)[1] == ""
+    assert asked.answer(wet)[0] == asked.answer(dry)[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        pytest.param(b"", "not an AdmissionReview", id="empty"),
+        pytest.param(b"garbage", "malformed", id="no JSON"),
+        pytest.param(review(target())[:-30], "truncated", id="cut short"),
+        pytest.param(b"{}", "expected kind AdmissionReview", id="empty object"),
+        pytest.param(
+            review(target()).replace(b"k8s.io/v1", b"k8s.io/v1beta1"), "admissionReviewVersions", id="v1beta1"
+        ),
+        pytest.param(
+            json.dumps({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview"}).encode(),
+            "no request",
+            id="no request",
+        ),
+        pytest.param(review("x"), "not a Pod", id="object is a string"),
+        pytest.param(review({"spec": {}}), "not a Pod", id="object without metadata"),
+        pytest.param(
+            review(
+                {
+                    **built(target()),
+                    "spec": {"affinity": "x", "containers": built(target())["spec"]["containers"]},
+                }
+            ),
+            "not a Pod",
+            id="affinity is a string",
+        ),
+    ],
+)
+def test_what_cannot_be_understood_is_refused_clearly(body: bytes, says: str) -> None:
+    fleet = world({"n2": "1.1.0"})
+    with pytest.raises(WireError) as refused:
+        Admission(fleet, Tables(fleet), all_well, Settings()).answer(body)
+    assert says in str(refused.value)
