@@ -1,0 +1,65 @@
+"""Which waiting migrations are worth another try."""
+
+from __future__ import annotations
+
+from migcompat.api.cluster import MigrationSpec, MigrationStatus, VirtualMachineInstanceMigration
+from migcompat.api.meta import ObjectMeta
+from migcompat.fleet.survey import Survey
+from migcompat_operator.retries import FOLLOW_UPS, Retries
+
+VMI = ("tenant-a", "vm-a")
+
+
+def survey(free: int) -> Survey:
+    nodes = tuple(f"n{i}" for i in range(free))
+    return Survey({}, free, free, 3, nodes, (), {})
+
+
+def migration(phase: str = "Pending", version: str = "1") -> VirtualMachineInstanceMigration:
+    meta = ObjectMeta(name="m", namespace="tenant-a", uid="m-uid", resource_version=version)
+    return VirtualMachineInstanceMigration(meta, MigrationSpec("vm-a"), MigrationStatus(phase))
+
+
+def test_touched_once_when_the_first_place_appears() -> None:
+    retries = Retries()
+    assert not retries.note(VMI, survey(0), before=None, migrations=[migration()], now=0)
+    (touch,) = retries.note(VMI, survey(1), before=None, migrations=[migration()], now=1)
+    assert touch.migration == ("tenant-a", "m")
+    assert len(touch.value) == 12
+    assert not retries.note(VMI, survey(2), before=None, migrations=[migration()], now=2)
+    retries.note(VMI, survey(0), before=None, migrations=[migration()], now=3)
+    (again,) = retries.note(VMI, survey(1), before=None, migrations=[migration(version="9")], now=4)
+    assert again.value != touch.value, "only a changed annotation counts"
+
+
+def test_what_was_written_before_a_restart_counts() -> None:
+    assert Retries().note(VMI, survey(1), before=False, migrations=[migration()], now=0)
+    assert not Retries().note(VMI, survey(1), before=True, migrations=[migration()], now=0)
+    assert not Retries().note(VMI, survey(1), before=None, migrations=[migration()], now=0)
+
+
+def test_finished_and_running_migrations_are_left_alone() -> None:
+    for phase in ("Running", "Succeeded", "Failed"):
+        assert not Retries().note(VMI, survey(1), before=False, migrations=[migration(phase)], now=0)
+
+
+def test_followed_up_while_no_target_pod_appears_and_not_for_ever() -> None:
+    retries = Retries()
+    retries.note(VMI, survey(1), before=False, migrations=[migration()], now=0)
+    known = {("tenant-a", "m"): migration()}
+    assert retries.next_due() == FOLLOW_UPS[0]
+    assert not retries.follow_up(known, [], now=1)
+    now, touched = 0.0, 0
+    while (due := retries.next_due()) is not None:
+        assert due > now
+        now = due
+        touched += len(retries.follow_up(known, [], now))
+    assert touched == len(FOLLOW_UPS)
+
+
+def test_no_follow_up_once_a_target_pod_is_there_or_the_migration_gone() -> None:
+    for known, started in (({("tenant-a", "m"): migration()}, ["m-uid"]), ({}, [])):
+        retries = Retries()
+        retries.note(VMI, survey(1), before=False, migrations=[migration()], now=0)
+        assert not retries.follow_up(known, started, now=10)
+        assert retries.next_due() is None
