@@ -9,7 +9,9 @@ Pure: no I/O, no Kubernetes, no clock. One module a chapter of the semantics (do
 :mod:`.matching`          §3  the stages of matching one source against one entry
 :mod:`.versions`          §3  rule V
 :mod:`.templates`         §3  rule T
+:mod:`.dynamic`           §3  which attributes may ever be written to a target
 :mod:`.verdict`           §4  the verdict over all entries
+:mod:`.reasons`           §4  the reasons of verdicts
 :mod:`.policy`            §5  policies: keys, selection, supplied attributes
 :mod:`.assignment`        §6  several devices, one node
 ========================  =====================================================================

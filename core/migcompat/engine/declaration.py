@@ -30,7 +30,8 @@ class Presence(enum.StrEnum):
 class SelfSet(msgspec.Struct, frozen=True, omit_defaults=True):
     """The ``self`` set: what the device is and what its migration stream looks like.
 
-    ``attributes`` hold canonical names and values (§2) and are empty unless ``presence`` is Present.
+    ``attributes`` hold canonical names and values (§2). They are empty unless ``presence`` is Present, or
+    Malformed for no other cause than that a must attribute is missing, which a policy may supply (§5).
     ``problem`` says in one sentence why the set is malformed or unreadable.
     """
 
@@ -65,7 +66,7 @@ class Acceptance(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Declaration(msgspec.Struct, frozen=True, omit_defaults=True):
-    """All that one device says about itself, and which layout (``L1`` … ``L4``, or empty) it was read from."""
+    """All that one device says about itself, and the layout (``L1`` … ``L4``, or empty) it was read from."""
 
     kind: Kind
     self: SelfSet = SelfSet()

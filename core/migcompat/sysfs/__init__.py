@@ -1,0 +1,1 @@
+"""Reading sysfs: the devices of a machine, and what each says about itself."""
