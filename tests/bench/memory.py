@@ -25,7 +25,7 @@ from tests.support.kubelet import running_device_manager
 from tests.support.vfs import make_vfs
 
 ROOT = Path(__file__).parents[2]
-CRDS = (ROOT / "charts/migcompat/files/crds", ROOT / "tests/cluster/kubevirt")
+CRDS = (ROOT / "charts/migcompat/files/crds", ROOT / "tests/cluster/kubevirt/crds.yaml")
 """Our kinds, and those of KubeVirt's that the processes watch."""
 NODE = "bench-node"
 VFS = 8
@@ -41,7 +41,8 @@ def memory(pid: int) -> dict[str, float]:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError as problem:
         raise BenchError(f"memory of process {pid} cannot be read: {problem}") from problem
-    return {name.upper(): int(kib) / 1024 for name, kib in re.findall(r"^(Pss|Rss):\s+(\d+) kB", text, re.M)}
+    kib = dict(re.findall(r"^(Pss|Rss):\s+(\d+) kB", text, re.M))
+    return {"PSS": int(kib["Pss"]) / 1024, "RSS": int(kib["Rss"]) / 1024}
 
 
 def measure() -> list[Row]:
@@ -77,12 +78,11 @@ async def _measure() -> list[Row]:
 
 def _prepare(plane: ControlPlane) -> None:
     plane.start()
-    for directory in CRDS:
-        if not list(directory.rglob("*.yaml")):
-            raise BenchError(f"no custom resource definitions in {directory.relative_to(ROOT)}")
-        files = ("-R", "-f", str(directory))
-        plane.kubectl("apply", "--server-side", *files)
-        plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", *files)
+    for path in CRDS:
+        if not path.exists():
+            raise BenchError(f"no custom resource definitions at {path.relative_to(ROOT)}")
+        plane.kubectl("apply", "--server-side", "-f", str(path))
+        plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(path))
     plane.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
 
 

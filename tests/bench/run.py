@@ -33,6 +33,8 @@ def main() -> int:
     if unknown:
         print(f"bench: no part named {', '.join(unknown)}; there are {', '.join(PARTS)}", file=sys.stderr)
         return 2
+    # gRPC reports the agent's orderly end as news otherwise; it reads this when it is first imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     rows: list[Row] = []
     problems: dict[str, str] = {}
     for name in chosen:
