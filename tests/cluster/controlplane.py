@@ -63,7 +63,7 @@ class ControlPlane:
         """
         self.binaries = programs or binaries()
         self.addresses = LoopbackRange()
-        self.directory = Path(tempfile.mkdtemp(prefix="migcompat-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="mc-", dir="/tmp"))
         """Short, because sockets with their 107 characters of path lie below it. Removed by `stop`."""
         for name in ("pki", "logs", "home"):
             (self.directory / name).mkdir()

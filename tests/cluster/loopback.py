@@ -43,6 +43,10 @@ class LoopbackRange:
         """Cluster IP range, CIDR."""
         return f"{self.prefix}.128.0/17"
 
+    def service(self, number: int) -> str:
+        """A cluster IP (number 10 to 250) that kube-apiserver does not give away by itself."""
+        return f"{self.prefix}.128.{number}"
+
     def node(self, number: int) -> str:
         """Address of node `number` (1 to 127)."""
         return self.pod(number, 1)
