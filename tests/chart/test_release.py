@@ -1,0 +1,136 @@
+"""The life of a release: installed, upgraded, uninstalled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chart.support import CHART, Object, named
+from tests.cluster.binaries.build import Binaries
+from tests.cluster.controlplane import ControlPlane
+
+NAMESPACE = "elsewhere"
+RELEASE = "second"
+CERTIFICATES = (
+    f"{RELEASE}-migcompat-extender-ca",
+    f"{RELEASE}-migcompat-extender-tls",
+    f"{RELEASE}-migcompat-scheduler-client",
+)
+
+
+@pytest.fixture(scope="module")
+def plane(binaries: Binaries) -> Iterator[ControlPlane]:
+    """A control plane of its own: the definitions come and go."""
+    with ControlPlane(binaries) as plane:
+        yield plane
+
+
+@pytest.fixture(autouse=True)
+def _clean(plane: ControlPlane) -> Iterator[None]:
+    yield
+    plane.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--ignore-not-found", "--wait")
+    plane.kubectl("delete", "crd", "--all", "--wait=true")
+
+
+def install(plane: ControlPlane, *flags: str) -> None:
+    plane.helm(
+        *("upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--create-namespace", *flags)
+    )
+
+
+def certificates(plane: ControlPlane) -> dict[str, Object]:
+    return {name: plane.get("secret", name, "-n", NAMESPACE)["data"] for name in CERTIFICATES}
+
+
+def crds(plane: ControlPlane) -> set[str]:
+    return set(plane.kubectl("get", "crd", "-o", "name").split())
+
+
+def test_an_install_that_is_repeated_changes_nothing(plane: ControlPlane) -> None:
+    install(plane)
+    before = certificates(plane)
+    install(plane)
+    assert certificates(plane) == before
+    webhook = plane.get("mutatingwebhookconfiguration", f"{RELEASE}-migcompat-extender")
+    assert webhook["webhooks"][0]["clientConfig"]["caBundle"] == before[CERTIFICATES[0]]["tls.crt"]
+
+
+def test_a_new_name_gives_a_new_server_certificate_of_the_same_authority(plane: ControlPlane) -> None:
+    install(plane)
+    authority, server, client = CERTIFICATES
+    before = certificates(plane)
+    install(plane, "--set", "tls.extraNames={ext.example.org}")
+    after = certificates(plane)
+    assert after[server]["tls.crt"] != before[server]["tls.crt"]
+    assert (after[authority], after[client]) == (before[authority], before[client])
+    assert after[server]["ca.crt"] == before[authority]["tls.crt"]
+
+
+def test_a_deleted_authority_is_replaced_with_all_it_signed(plane: ControlPlane) -> None:
+    install(plane)
+    before = certificates(plane)
+    plane.kubectl("delete", "secret", "-n", NAMESPACE, *CERTIFICATES)
+    install(plane)
+    after = certificates(plane)
+    assert all(after[name]["tls.crt"] != before[name]["tls.crt"] for name in CERTIFICATES)
+    assert {after[name].get("ca.crt", after[name]["tls.crt"]) for name in CERTIFICATES} == {
+        after[CERTIFICATES[0]]["tls.crt"]
+    }
+
+
+def test_uninstalling_leaves_nothing(plane: ControlPlane) -> None:
+    before = crds(plane)
+    install(plane)
+    policy = {
+        "apiVersion": "migcompat.io/v1alpha1",
+        "kind": "CompatibilityPolicy",
+        "metadata": {"name": "mine"},
+        "spec": {},
+    }
+    plane.kubectl("create", "-f", "-", stdin=json.dumps(policy))
+    plane.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
+    assert crds(plane) == before
+    left = plane.kubectl(
+        "get",
+        "all,secrets,serviceaccounts,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,"
+        "validatingadmissionpolicies,validatingadmissionpolicybindings,poddisruptionbudgets",
+        *("-A", "-o", "name", "-l", "app.kubernetes.io/part-of=migcompat"),
+    )
+    assert left == ""
+
+
+def test_definitions_and_objects_can_be_kept(plane: ControlPlane) -> None:
+    install(plane, "--set", "crds.keep=true")
+    policy = {
+        "apiVersion": "migcompat.io/v1alpha1",
+        "kind": "CompatibilityPolicy",
+        "metadata": {"name": "mine"},
+        "spec": {"unknown": "Allow"},
+    }
+    plane.kubectl("create", "-f", "-", stdin=json.dumps(policy))
+    plane.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
+    assert plane.get("compatpolicy", "mine")["spec"] == {"unknown": "Allow"}
+    install(plane, "--set", "crds.keep=true")
+    assert plane.get("compatpolicy", "mine")["spec"] == {"unknown": "Allow"}
+
+
+def test_an_upgrade_brings_new_definitions(plane: ControlPlane) -> None:
+    """Helm never upgrades what lies in a chart's crds directory; ours are templates."""
+    install(plane)
+    name = "vfionodes.migcompat.io"
+    columns = plane.get("crd", name)["spec"]["versions"][0]["additionalPrinterColumns"]
+    patch = [{"op": "replace", "path": "/spec/versions/0/additionalPrinterColumns", "value": columns[:1]}]
+    plane.kubectl("patch", "crd", name, "--type=json", "-p", json.dumps(patch))
+    install(plane, "--force-conflicts")
+    assert plane.get("crd", name)["spec"]["versions"][0]["additionalPrinterColumns"] == columns
+
+
+def test_the_notes_say_where_the_client_certificate_is(plane: ControlPlane) -> None:
+    install(plane)
+    notes = plane.helm("get", "notes", RELEASE, "--namespace", NAMESPACE)
+    assert f"{NAMESPACE}/{RELEASE}-migcompat-scheduler-client" in notes
+    assert f"serverName: {RELEASE}-migcompat-extender.{NAMESPACE}.svc" in notes
+    secret = plane.get("secret", f"{RELEASE}-migcompat-scheduler-client", "-n", NAMESPACE)
+    assert named([secret], "Secret")["data"].keys() == {"tls.crt", "tls.key", "ca.crt"}

@@ -1,0 +1,278 @@
+"""What the chart makes of its values, and which values it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from cryptography import x509
+from migcompat.api import names
+
+from tests.chart.support import CHART, NAMESPACE, Object, named, pod_specs, refusal, render
+from tests.cluster.binaries.build import Binaries
+
+COMPONENTS = {"device-plugin", "operator", "extender"}
+
+
+def arguments(spec: Object) -> list[str]:
+    (container,) = spec["containers"]
+    found: list[str] = container["args"]
+    return found
+
+
+def test_lint(binaries: Binaries) -> None:
+    result = subprocess.run(
+        [binaries.helm, "lint", "--strict", str(CHART)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_object_says_what_it_belongs_to(binaries: Binaries) -> None:
+    for item in render(binaries):
+        labels = item["metadata"]["labels"]
+        assert labels["app.kubernetes.io/name"] == "migcompat"
+        assert labels["app.kubernetes.io/part-of"] == "migcompat"
+        assert labels["app.kubernetes.io/instance"] == "migcompat"
+        assert labels["app.kubernetes.io/managed-by"] == "Helm"
+        assert labels["app.kubernetes.io/version"]
+        assert labels["app.kubernetes.io/component"]
+
+
+def test_nothing_is_tied_to_a_name_or_namespace(binaries: Binaries) -> None:
+    """Two releases share nothing but the definitions, whose names are the API's."""
+    first = render(binaries, release="one", namespace="a")
+    second = render(binaries, "--set", "crds.install=false", release="two", namespace="b")
+
+    def keys(objects: list[Object]) -> set[tuple[str, str]]:
+        return {(o["kind"], o["metadata"]["name"]) for o in objects}
+
+    assert not keys(first) & keys(second)
+    assert {o["metadata"].get("namespace", "a") for o in first} == {"a"}
+    assert {o["metadata"].get("namespace", "b") for o in second} == {"b"}
+
+
+@pytest.mark.parametrize("component", sorted(COMPONENTS))
+def test_the_programs_know_the_flags_they_are_given(binaries: Binaries, component: str) -> None:
+    flags = ("--set", "allowLoosening=true,extender.preemptibleRejections=true,webhook.failurePolicy=Fail")
+    (container,) = pod_specs(render(binaries, *flags))[component]["containers"]
+    program = Path(sys.executable).parent / container["command"][0]
+    assert shutil.which(program), f"{program} is not installed"
+    result = subprocess.run(
+        [program, "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={"COLUMNS": "400", "TERM": "dumb", "PATH": "/usr/bin"},
+    )
+    known = set(re.findall(r"--[a-z][a-z-]+", result.stdout))
+    given = {argument.partition("=")[0] for argument in container["args"]}
+    assert given <= known
+
+
+def test_no_container_is_privileged_and_only_the_agent_is_root(binaries: Binaries) -> None:
+    specs = pod_specs(render(binaries))
+    assert set(specs) == COMPONENTS
+    for component, spec in specs.items():
+        (container,) = spec["containers"]
+        context = container["securityContext"]
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert "privileged" not in context
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+        assert (context["runAsUser"] == 0) == (component == "device-plugin")
+        if component != "device-plugin":
+            assert not any("hostPath" in volume for volume in spec.get("volumes", ()))
+
+
+def test_the_agent_sees_of_its_host_what_it_needs(binaries: Binaries) -> None:
+    flags = (
+        "--set",
+        "hostPaths.sys=/x/sys,hostPaths.dev=/x/dev,hostPaths.kubelet=/x/k,hostPaths.bootID=/x/boot",
+    )
+    spec = pod_specs(render(binaries, *flags))["device-plugin"]
+    volumes = {v["name"]: v["hostPath"]["path"] for v in spec["volumes"]}
+    mounts = {m["mountPath"]: m for m in spec["containers"][0]["volumeMounts"]}
+    assert {path: volumes[m["name"]] for path, m in mounts.items()} == {
+        "/host/sys": "/x/sys",
+        "/host/dev": "/x/dev",
+        "/host/boot_id": "/x/boot",
+        "/host/kubelet/device-plugins": "/x/k/device-plugins",
+        "/host/kubelet/pod-resources": "/x/k/pod-resources",
+    }
+    writable = {path for path, mount in mounts.items() if not mount.get("readOnly")}
+    assert writable == {"/host/sys", "/host/kubelet/device-plugins"}
+
+
+def test_there_is_never_a_second_agent_on_a_node(binaries: Binaries) -> None:
+    strategy = named(render(binaries), "DaemonSet")["spec"]["updateStrategy"]
+    assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": "10%"}}
+
+
+def test_there_is_never_a_second_operator(binaries: Binaries) -> None:
+    spec = named(render(binaries), "Deployment", "migcompat-operator")["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+
+
+def test_components_listen_where_they_are_told(binaries: Binaries) -> None:
+    for spec in pod_specs(render(binaries, "--set", "bindAddress=$(POD_IP)")).values():
+        bound = [a for a in arguments(spec) if "bind=" in a]
+        assert bound
+        assert all("bind=$(POD_IP):" in a for a in bound)
+        assert "POD_IP" in [e["name"] for e in spec["containers"][0]["env"]]
+
+
+@pytest.mark.parametrize(
+    ("value", "component", "flag"),
+    [
+        ("allowLoosening=true", "device-plugin", "--allow-loosening"),
+        ("allowLoosening=true", "operator", "--allow-loosening"),
+        ("allowLoosening=true", "extender", "--allow-loosening"),
+        ("extender.preemptibleRejections=true", "extender", "--preemptible-rejections"),
+        ("webhook.failurePolicy=Fail", "extender", "--fail-closed"),
+        ("webhook.maxNames=7", "extender", "--max-names=7"),
+        ("resourceDomain=gpu.example.org", "device-plugin", "--resource-domain=gpu.example.org"),
+        ("logLevel=debug", "operator", "--log-level=debug"),
+    ],
+)
+def test_a_value_becomes_a_flag(binaries: Binaries, value: str, component: str, flag: str) -> None:
+    assert flag not in arguments(pod_specs(render(binaries))[component])
+    assert flag in arguments(pod_specs(render(binaries, "--set", value))[component])
+
+
+def test_only_target_pods_are_sent_to_the_webhook(binaries: Binaries) -> None:
+    (webhook,) = named(render(binaries), "MutatingWebhookConfiguration")["webhooks"]
+    assert webhook["objectSelector"] == {
+        "matchLabels": {names.LAUNCHER_LABEL: names.LAUNCHER_VALUE},
+        "matchExpressions": [{"key": names.MIGRATION_UID, "operator": "Exists"}],
+    }
+    (rule,) = webhook["rules"]
+    assert (rule["resources"], rule["operations"]) == (["pods"], ["CREATE"])
+    assert (webhook["failurePolicy"], webhook["timeoutSeconds"], webhook["sideEffects"]) == (
+        "Ignore",
+        5,
+        "None",
+    )
+
+
+def certificate(secret: Object, key: str = "tls.crt") -> x509.Certificate:
+    import base64
+
+    return x509.load_pem_x509_certificate(base64.b64decode(secret["data"][key]))
+
+
+def test_the_certificates_belong_together(binaries: Binaries) -> None:
+    objects = render(
+        binaries,
+        "--set",
+        "extender.clusterIP=10.96.0.50,extender.url=https://127.0.0.9:8443,tls.extraNames={ext.example.org}",
+    )
+    authority = named(objects, "Secret", "migcompat-extender-ca")
+    server = named(objects, "Secret", "migcompat-extender-tls")
+    client = named(objects, "Secret", "migcompat-scheduler-client")
+    root = certificate(authority)
+    for secret in (server, client):
+        certificate(secret).verify_directly_issued_by(root)
+        assert secret["data"]["ca.crt"] == authority["data"]["tls.crt"]
+        assert "ca.key" not in secret["data"]
+    (webhook,) = named(objects, "MutatingWebhookConfiguration")["webhooks"]
+    assert webhook["clientConfig"] == {
+        "url": "https://127.0.0.9:8443/mutate",
+        "caBundle": authority["data"]["tls.crt"],
+    }
+    good_for = certificate(server).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert f"migcompat-extender.{NAMESPACE}.svc" in good_for.get_values_for_type(x509.DNSName)
+    assert "ext.example.org" in good_for.get_values_for_type(x509.DNSName)
+    addresses = {str(ip) for ip in good_for.get_values_for_type(x509.IPAddress)}
+    assert addresses == {"127.0.0.1", "127.0.0.9", "10.96.0.50"}
+
+
+def test_certificates_of_somebody_else(binaries: Binaries) -> None:
+    pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    flags = ("--set", "tls.existingSecret=theirs", "--set-string", f"tls.caBundle={pem}")
+    objects = render(binaries, *flags)
+    assert not [o for o in objects if o["kind"] == "Secret"]
+    (volume,) = pod_specs(objects)["extender"]["volumes"]
+    assert volume["secret"]["secretName"] == "theirs"
+    (webhook,) = named(objects, "MutatingWebhookConfiguration")["webhooks"]
+    assert webhook["clientConfig"]["caBundle"]
+    assert webhook["clientConfig"]["service"] == {
+        "namespace": NAMESPACE,
+        "name": "migcompat-extender",
+        "path": "/mutate",
+        "port": 443,
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "kinds"),
+    [
+        ("crds.install=false", {"CustomResourceDefinition"}),
+        ("webhook.enabled=false", {"MutatingWebhookConfiguration"}),
+        ("admissionPolicy.enabled=false", {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}),
+        ("extender.podDisruptionBudget=false", {"PodDisruptionBudget"}),
+        (
+            "devicePlugin.enabled=false",
+            {"DaemonSet", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"},
+        ),
+        (
+            "extender.enabled=false",
+            {"MutatingWebhookConfiguration", "Secret", "Service", "PodDisruptionBudget"},
+        ),
+    ],
+)
+def test_what_can_be_left_out(binaries: Binaries, value: str, kinds: set[str]) -> None:
+    before = {o["kind"] for o in render(binaries)}
+    after = {o["kind"] for o in render(binaries, "--set", value)}
+    assert before - after == kinds
+
+
+BAD_VALUES = {
+    "devicePlugin.scanInterval=0": "/devicePlugin/scanInterval",
+    "devicePlugin.maxUnavailable=0": "/devicePlugin/maxUnavailable",
+    "devicePlugin.maxUnavailabel=1": "additional properties 'maxUnavailabel' not allowed",
+    "extender.replicas=two": "/extender/replicas",
+    "extender.url=http://insecure": "/extender/url",
+    "extender.port=70000": "/extender/port",
+    "webhook.failurePolicy=ignore": "/webhook/failurePolicy",
+    "webhook.timeoutSeconds=31": "/webhook/timeoutSeconds",
+    "webhook.maxNames=1001": "/webhook/maxNames",
+    "logLevel=loud": "/logLevel",
+    "resourceDomain=kubernetes.io": "/resourceDomain",
+    "resourceDomain=Upper.example.org": "/resourceDomain",
+    "hostPaths.sys=sys": "/hostPaths/sys",
+    "hostPaths.kubelet=/var/lib/kubelet/": "/hostPaths/kubelet",
+    "image.digest=latest": "/image/digest",
+    "tls.caBundle=garbage": "/tls/caBundle",
+    "allowLoosening=maybe": "/allowLoosening",
+    "crd.install=false": "additional properties 'crd' not allowed",
+}
+
+
+@pytest.mark.parametrize("value", BAD_VALUES)
+def test_a_bad_value_is_refused(binaries: Binaries, value: str) -> None:
+    said = refusal(binaries, "--set", value)
+    assert BAD_VALUES[value] in said
+
+
+def test_every_value_is_in_the_schema_and_explained() -> None:
+    """A key without a comment, or one that the schema does not know, is a key nobody can use."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    for name, value in values.items():
+        properties = schema["properties"][name]
+        assert "type" in properties or "allOf" in properties or "enum" in properties
+        if isinstance(value, dict) and "properties" in properties:
+            assert value.keys() == properties["properties"].keys()
