@@ -163,13 +163,13 @@ class Site:
         return stored
 
     def placed(self, pod: dict[str, Any]) -> str:
-        """The node that the pod is bound to, or what kube-scheduler says about it; the pod is removed then."""
+        """The node that the pod is bound to, or what kube-scheduler says of it; then the pod is removed."""
         name = pod["metadata"]["name"]
 
         def outcome() -> str:
             now = self.plane.get("pod", "-n", "tenant-a", name)
-            condition = next(iter(now["status"].get("conditions", [])), {})
-            text: str = now["spec"].get("nodeName") or condition.get("message", "")
+            said = [condition.get("message", "") for condition in now["status"].get("conditions", [])]
+            text: str = now["spec"].get("nodeName") or " ".join(said)
             return text
 
         said: str = eventually(outcome, until=bool)
