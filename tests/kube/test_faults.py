@@ -8,7 +8,8 @@ from contextlib import aclosing
 
 import pytest
 from aiohttp import web
-from migcompat.kube.client import Client, EventType
+from migcompat.kube.answers import EventType
+from migcompat.kube.client import Client
 from migcompat.kube.config import Connection
 from migcompat.kube.errors import (
     ApiError,

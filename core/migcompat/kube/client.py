@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import enum
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
 
+from migcompat.kube.answers import Listing, Page, WatchEvent, decode_item, error_of, event_of, lines_of
 from migcompat.kube.config import ConfigError, Connection, connection
-from migcompat.kube.errors import ApiError, Unreachable, api_error
+from migcompat.kube.errors import ApiError, Unreachable
 from migcompat.kube.kinds import Resource
 from migcompat.kube.limiter import Limiter
 
@@ -27,71 +27,11 @@ LIST_DEADLINE = 30.0
 PAGE = 500
 WATCH_SECONDS = 60
 """Seconds after which the server ends a watch, to be resumed: so a dead connection is soon noticed."""
-LINE_LIMIT = 16 * 1024 * 1024
-"""No object is larger (etcd refuses more than 1.5 MiB); a longer line of a watch is not one of ours."""
 
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 
 Body = msgspec.Struct | Mapping[str, Any]
-
-
-class Listing(NamedTuple, Generic[T]):
-    """All objects, or one page of them; ``resource_version`` is where a watch continues."""
-
-    items: list[T]
-    resource_version: str
-
-
-class EventType(enum.Enum):
-    """What a watch says. UNDECODABLE is ours: the object exists but does not fit its type."""
-
-    ADDED = "ADDED"
-    MODIFIED = "MODIFIED"
-    DELETED = "DELETED"
-    BOOKMARK = "BOOKMARK"
-    UNDECODABLE = "UNDECODABLE"
-
-
-class WatchEvent(msgspec.Struct, Generic[T], frozen=True):
-    """One change. ``object`` is None for BOOKMARK and UNDECODABLE; the name of a BOOKMARK is empty."""
-
-    type: EventType
-    namespace: str
-    name: str
-    resource_version: str
-    object: T | None
-
-
-class _Identity(msgspec.Struct, rename="camel"):
-    namespace: str = ""
-    name: str = ""
-    resource_version: str = ""
-
-
-class _Identified(msgspec.Struct):
-    metadata: _Identity
-
-
-class _PageMeta(msgspec.Struct, rename="camel"):
-    resource_version: str = ""
-    continue_: str = msgspec.field(default="", name="continue")
-
-
-class _Page(msgspec.Struct):
-    metadata: _PageMeta
-    items: list[msgspec.Raw] | None = None
-
-
-class _Line(msgspec.Struct):
-    type: str
-    object: msgspec.Raw
-
-
-class _Status(msgspec.Struct):
-    reason: str = ""
-    message: str = ""
-    code: int = 0
 
 
 class Client:
@@ -151,10 +91,10 @@ class Client:
         while True:
             raw = await self._send("GET", path, query=query, deadline=max(LIST_DEADLINE, self._deadline))
             try:
-                page = msgspec.json.decode(raw, type=_Page)
+                page = msgspec.json.decode(raw, type=Page)
             except msgspec.DecodeError as problem:
                 raise Unreachable(f"the answer is not a list: {problem}", "GET", path) from problem
-            found = (_decode_item(res, item) for item in page.items or ())
+            found = (decode_item(res, item) for item in page.items or ())
             yield Listing([item for item in found if item is not None], page.metadata.resource_version)
             if not page.metadata.continue_:
                 return
@@ -254,9 +194,9 @@ class Client:
         try:
             async with self._request("GET", path, query=query, deadline=seconds + self._deadline) as answer:
                 if answer.status != 200:
-                    raise _error(answer.status, await answer.read(), "GET", path)
-                async for line in _lines(answer.content, path):
-                    event = _event(res, line, path)
+                    raise error_of(answer.status, await answer.read(), "GET", path)
+                async for line in lines_of(answer.content, path):
+                    event = event_of(res, line, path)
                     if event is not None:
                         yield event
         except (aiohttp.ClientError, TimeoutError, OSError) as problem:
@@ -311,7 +251,7 @@ class Client:
             ) as answer:
                 raw: bytes = await answer.read()
                 if answer.status >= 300:
-                    raise _error(answer.status, raw, method, path)
+                    raise error_of(answer.status, raw, method, path)
                 return raw
         except (aiohttp.ClientError, TimeoutError, OSError) as problem:
             raise Unreachable(_say(problem, limit), method, path) from problem
@@ -340,69 +280,3 @@ def _say(problem: BaseException, deadline: float) -> str:
     if isinstance(problem, TimeoutError):
         return f"no (whole) answer within {deadline:g} s"
     return f"{type(problem).__name__}: {problem}"
-
-
-def _error(status: int, raw: bytes, method: str, path: str) -> ApiError:
-    """What a Status body says; in a watch the HTTP *status* is not known (0) and the body's code counts."""
-    try:
-        told = msgspec.json.decode(raw, type=_Status)
-    except msgspec.DecodeError:
-        told = _Status(message=raw[:200].decode(errors="replace"))
-    return api_error(
-        status or told.code, told.reason or "Unknown", told.message or "no message", method, path
-    )
-
-
-def _identity(raw: msgspec.Raw) -> _Identity:
-    try:
-        return msgspec.json.decode(raw, type=_Identified).metadata
-    except msgspec.DecodeError:
-        return _Identity()
-
-
-def _decode_item(res: Resource[T], raw: msgspec.Raw) -> T | None:
-    try:
-        return res.decode(raw)
-    except msgspec.DecodeError as problem:
-        who = _identity(raw)
-        log.warning(
-            "%r %s/%s does not fit its type and counts as absent: %s", res, who.namespace, who.name, problem
-        )
-        return None
-
-
-async def _lines(content: aiohttp.StreamReader, path: str) -> AsyncGenerator[bytes]:
-    """Lines of a stream; raises Unreachable when it ends inside one."""
-    rest = bytearray()
-    async for chunk in content.iter_any():
-        rest += chunk
-        if b"\n" not in chunk:
-            if len(rest) > LINE_LIMIT:
-                raise Unreachable(f"a line of the watch is longer than {LINE_LIMIT} bytes", "GET", path)
-            continue
-        *lines, last = bytes(rest).split(b"\n")
-        rest = bytearray(last)
-        for line in lines:
-            if line.strip():
-                yield line
-    if rest.strip():
-        raise Unreachable("the watch ended in the middle of a line", "GET", path)
-
-
-def _event(res: Resource[T], line: bytes, path: str) -> WatchEvent[T] | None:
-    """The event of one line; None for one we can do nothing with. Raises what an ERROR event says."""
-    try:
-        told = msgspec.json.decode(line, type=_Line)
-    except msgspec.DecodeError as problem:
-        raise Unreachable(f"a line of the watch is not an event: {problem}", "GET", path) from problem
-    if told.type == "ERROR":
-        raise _error(0, bytes(told.object), "GET", path)
-    who = _identity(told.object)
-    if told.type == "BOOKMARK":
-        return WatchEvent(EventType.BOOKMARK, "", "", who.resource_version, None)
-    if told.type not in ("ADDED", "MODIFIED", "DELETED") or not who.name:
-        log.warning("GET %s: ignoring a watch event of type %r without a usable name", path, told.type)
-        return None
-    obj = _decode_item(res, told.object)
-    kind = EventType(told.type) if obj is not None or told.type == "DELETED" else EventType.UNDECODABLE
-    return WatchEvent(kind, who.namespace, who.name, who.resource_version, obj)

@@ -10,8 +10,9 @@ from contextlib import aclosing
 from typing import Generic, NamedTuple, TypeVar
 
 from migcompat.api.meta import ObjectMeta
+from migcompat.kube.answers import EventType, WatchEvent
 from migcompat.kube.backoff import Backoff
-from migcompat.kube.client import Client, EventType, WatchEvent
+from migcompat.kube.client import Client
 from migcompat.kube.errors import ApiError, Gone
 from migcompat.kube.kinds import Resource
 
