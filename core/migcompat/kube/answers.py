@@ -103,7 +103,7 @@ def _identity(raw: msgspec.Raw) -> _Identity:
 
 
 def decode_item(res: Resource[T], raw: msgspec.Raw) -> T | None:
-    """The object, or None (and a log entry with its name and the path of the misfit) if it does not decode."""
+    """The object, or None and a log entry (its name, the path of the misfit) if it does not decode."""
     try:
         return res.decode(raw)
     except msgspec.DecodeError as problem:
