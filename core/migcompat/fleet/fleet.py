@@ -18,8 +18,8 @@ from migcompat.engine.policy import supply
 from migcompat.fleet.fit import Fit, Target, fit
 from migcompat.fleet.intent import intent
 from migcompat.fleet.judge import Judge, content_key
-from migcompat.fleet.migrant import Facts, Migrant, MigrantDevice
-from migcompat.fleet.policies import PolicySet
+from migcompat.fleet.migrant import Migrant, MigrantDevice
+from migcompat.fleet.policies import PolicySet, facts_of
 from migcompat.fleet.survey import Survey, summarise
 
 NO_DEVICES = "NoDevices"
@@ -163,6 +163,10 @@ class Fleet:
         """The VFIONode of a node, whether or not it counts."""
         return self._vfionodes.get(name)
 
+    def vfionodes(self) -> Iterator[VFIONode]:
+        """Every VFIONode, whether or not it counts, by name."""
+        return (self._vfionodes[name] for name in sorted(self._vfionodes))
+
     def node_problem(self, name: str) -> tuple[str, str] | None:
         """Why the node's VFIONode does not count, as (reason, message), or None when it does."""
         item, node = self._vfionodes.get(name), self._nodes.get(name)
@@ -301,7 +305,7 @@ class Fleet:
         if declared is None:
             return None
         supplied = supply(
-            declared, self.policies.select(_facts(device), self._labels(item.metadata.name)).policy
+            declared, self.policies.select(facts_of(device), self.labels(item.metadata.name)).policy
         )
         return MigrantDevice(
             device.resource, supplied, device.id, device.profile, device.peer_to_peer, content_key(supplied)
@@ -320,7 +324,7 @@ class Fleet:
         declared = declaration(item.status, device)
         if declared is None:
             return None
-        selected = self.policies.select(_facts(device), self._labels(item.metadata.name))
+        selected = self.policies.select(facts_of(device), self.labels(item.metadata.name))
         supplied = supply(declared, selected.policy)
         return Target(
             id=device.id,
@@ -349,7 +353,8 @@ class Fleet:
             promised += sum(count for resource, count in pod.asks().items() if resource in migrant.asks)
         return promised
 
-    def _labels(self, node: str) -> dict[str, str]:
+    def labels(self, node: str) -> dict[str, str]:
+        """The labels of a node, by which policies select it."""
         found = self._nodes.get(node)
         return (found.metadata.labels or {}) if found else {}
 
@@ -389,7 +394,3 @@ def _owner(pod: Pod) -> str:
 
 def _pod_state(pod: Pod) -> tuple[object, ...]:
     return pod.spec, pod.is_over, pod.metadata.labels, pod.metadata.uid
-
-
-def _facts(device: Device) -> Facts:
-    return Facts(device.driver, device.type, device.device_api, device.pci_id[:4])

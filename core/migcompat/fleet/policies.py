@@ -8,8 +8,14 @@ import msgspec
 
 from migcompat.api.compatibilitypolicy import CompatibilityPolicy, CompatibilityPolicySpec
 from migcompat.api.names import digest
+from migcompat.api.vfionode import Device
 from migcompat.engine.policy import DEFAULT_POLICY, Policy
 from migcompat.fleet.migrant import Facts
+
+
+def facts_of(device: Device) -> Facts:
+    """What policies select a device by."""
+    return Facts(device.driver, device.type, device.device_api, device.pci_id[:4])
 
 
 class Selected(msgspec.Struct, frozen=True):
