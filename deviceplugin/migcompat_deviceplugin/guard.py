@@ -14,7 +14,7 @@ from typing import Protocol
 
 from migcompat.api.cluster import Pod
 from migcompat.api.vfionode import PodRef
-from migcompat.engine.matching import may_be_dynamic
+from migcompat.engine.dynamic import may_be_dynamic
 from migcompat.fleet.intent import intent
 from migcompat.fleet.migrant import Mode
 from migcompat.kube.errors import ApiError

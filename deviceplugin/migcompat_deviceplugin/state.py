@@ -19,6 +19,10 @@ class Signal:
         """Wake the waiting task, or the next one that waits."""
         self._event.set()
 
+    def is_set(self) -> bool:
+        """Whether a wake-up has not been taken yet."""
+        return self._event.is_set()
+
     async def wait(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the point of it
         """Wait for :meth:`set`, at most *timeout* seconds."""
         try:

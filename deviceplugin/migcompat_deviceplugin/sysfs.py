@@ -7,6 +7,7 @@ taken in a thread of its own that the process does not wait for, neither here no
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from migcompat.api.names import RESOURCE_DOMAIN
-from migcompat.sysfs.scan import ScanProblem, scan
+from migcompat.sysfs.scan import ScanError, ScanProblem, scan
 
 from migcompat_deviceplugin.inventory import Device, Inventory, take
+
+log = logging.getLogger(__name__)
 
 SCAN_DEADLINE = 20.0
 REREAD_DEADLINE = 5.0
@@ -31,8 +34,8 @@ class SysfsError(Exception):
 async def in_thread(work: Callable[[], T], deadline: float) -> T:
     """The result of *work*, run in a daemon thread. Raises what it raises, and TimeoutError.
 
-    A thread that overruns *deadline* (seconds) is left to itself; unlike one of :func:`asyncio.to_thread` it does
-    not keep the process from ending.
+    A thread that overruns *deadline* (seconds) is left to itself; unlike one of :func:`asyncio.to_thread` it
+    does not keep the process from ending.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -85,8 +88,13 @@ class Sysfs:
                 result = await in_thread(self._counted(lambda: scan(self.root)), deadline)
         except TimeoutError:
             raise SysfsError(f"{self.root}: not read within {deadline:g} s") from None
-        except (OSError, ValueError) as error:
-            raise SysfsError(f"{self.root}: {error}") from error
+        except SysfsError:
+            raise
+        except Exception as error:
+            # Whatever a tree of files can do to a scan, it must not end the process that guards migrations.
+            if not isinstance(error, OSError | ScanError):
+                log.exception("%s: the scan itself failed", self.root)
+            raise SysfsError(f"{self.root}: {type(error).__name__}: {error}") from error
         self.seconds = time.monotonic() - began
         self.problems = result.problems
         self.last = take(result, self.last, self._domain)

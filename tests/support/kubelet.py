@@ -133,6 +133,10 @@ class DeviceManager:
         except TimeoutError:
             raise TimeoutError(f"resources are {self.resources}") from None
 
+    async def forget(self, resource: str) -> None:
+        """Close the connection to a plugin, as after an error: nothing else tells it."""
+        await self._drop(self._plugins[resource])
+
     def allocated(self, resource: str) -> set[str]:
         """Devices of *resource* that some pod holds."""
         return {

@@ -1,0 +1,179 @@
+"""What a container gets, what is refused, and which devices are preferred."""
+
+from __future__ import annotations
+
+import pytest
+from migcompat.engine.declaration import Kind
+from migcompat.kube.kinds import PODS
+from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2 as pb
+from migcompat_deviceplugin.allocate import env_name
+
+from tests.deviceplugin.world import CONTAINER, POOL, World, eventually, uuid
+from tests.support import fleets
+from tests.support.fabricate import add_function
+from tests.support.kubelet import AdmissionError
+
+VF_POOL = "vfio.migcompat.io/pci-15b3-101e"
+VFS = ("0000:00:05.0", "0000:00:05.1")
+
+
+@pytest.mark.parametrize(
+    ("resource", "kind", "expected"),
+    [
+        ("vfio.migcompat.io/grid-t4-1q", Kind.MDEV, "MDEV_PCI_RESOURCE_VFIO_MIGCOMPAT_IO_GRID-T4-1Q"),
+        (VF_POOL, Kind.PHYSICAL, "PCI_RESOURCE_VFIO_MIGCOMPAT_IO_PCI-15B3-101E"),
+        ("a.b/c.d_e-F", Kind.PHYSICAL, "PCI_RESOURCE_A_B_C_D_E-F"),
+    ],
+)
+def test_env_name_is_the_one_kubevirt_looks_for(resource: str, kind: Kind, expected: str) -> None:
+    assert env_name(resource, kind) == expected
+
+
+async def allocate(node: World, resource: str, *ids: str) -> pb.ContainerAllocateResponse:
+    request = pb.AllocateRequest(container_requests=[pb.ContainerAllocateRequest(devices_ids=ids)])
+    answer = await node.kubelet.plugins[resource].stub.Allocate(request)
+    (only,) = answer.container_responses
+    return only
+
+
+async def test_mdev_gets_env_and_legacy_nodes(node: World) -> None:
+    node.add(1)
+    async with node.running():
+        await node.registered()
+        answer = await allocate(node, POOL, uuid(1))
+    assert dict(answer.envs) == {"MDEV_PCI_RESOURCE_VFIO_MIGCOMPAT_IO_GRID-T4-1Q": uuid(1)}
+    nodes = [(d.container_path, d.host_path, d.permissions) for d in answer.devices]
+    assert nodes == [
+        ("/dev/vfio/vfio", "/dev/vfio/vfio", "mrw"),
+        ("/dev/vfio/101", "/dev/vfio/101", "mrw"),
+    ]
+
+
+async def test_functions_come_in_the_order_asked_with_cdevs_where_they_exist(node: World) -> None:
+    for number, address in enumerate(VFS):
+        add_function(node.sysfs, f"pci0000:00/{address}", group=7 + number, vfio_dev=f"vfio{number}")
+    (node.dev / "iommu").touch()
+    (node.dev / "vfio/devices/vfio1").touch()
+    async with node.running():
+        await node.registered(VF_POOL, count=2)
+        answer = await allocate(node, VF_POOL, VFS[1], VFS[0])
+    assert dict(answer.envs) == {"PCI_RESOURCE_VFIO_MIGCOMPAT_IO_PCI-15B3-101E": f"{VFS[1]},{VFS[0]}"}
+    assert [d.host_path for d in answer.devices] == [
+        "/dev/vfio/vfio",
+        "/dev/vfio/8",
+        "/dev/vfio/7",
+        "/dev/vfio/devices/vfio1",
+        "/dev/iommu",
+    ]
+
+
+async def test_gone_and_unhealthy_devices_are_refused_before_any_scan_saw_it(node: World) -> None:
+    node.add(1)
+    device = node.add(2)
+    async with node.running():
+        await node.registered(count=2)
+        node.kubelet.resources[POOL] = {uuid(1): True}
+        node.remove(1)
+        with pytest.raises(AdmissionError, match="is gone"):
+            await node.kubelet.admit("ns", "gone", CONTAINER, {POOL: 1})
+
+    (device / "driver").unlink()
+    async with node.running():
+        await eventually(lambda: node.kubelet.resources.get(POOL) == {uuid(2): False})
+        node.kubelet.resources[POOL] = {uuid(2): True}
+        with pytest.raises(AdmissionError, match="is unhealthy: no driver is bound"):
+            await node.kubelet.admit("ns", "sick", CONTAINER, {POOL: 1})
+
+
+async def test_first_waiting_target_is_steered_to_what_accepts_its_source(node: World) -> None:
+    for number, version in enumerate(["1.0.0", "1.0.0", "1.0.0", "1.2.0"], start=1):
+        node.add(number, version)
+    node.source_vm(version="1.1.0")
+    pod = node.target_pod()
+    async with node.running():
+        await node.registered(count=4)
+        env = await node.start_target(pod)
+    assert env["MDEV_PCI_RESOURCE_VFIO_MIGCOMPAT_IO_GRID-T4-1Q"] == uuid(4)
+
+
+async def test_nearest_version_is_preferred(node: World) -> None:
+    node.add(1, "1.3.0")
+    node.add(2, "1.1.0")
+    node.source_vm(version="1.1.0")
+    pod = node.target_pod()
+    async with node.running():
+        await node.registered(count=2)
+        env = await node.start_target(pod)
+    assert list(env.values()) == [uuid(2)]
+
+
+async def test_two_targets_admitted_blindly_get_one_device_each(node: World) -> None:
+    node.add(1, "1.0.0")
+    node.add(2, "1.1.0")
+    node.add(3, "1.2.0")
+    node.source_vm("first", "1.2.0")
+    first = node.target_pod("first")
+    node.source_vm("second", "1.1.0")
+    # Both VMs run on the source node: one VFIONode holds both devices.
+    declared = {"source-of-first": fleets.declared("1.2.0"), "source-of-second": fleets.declared("1.1.0")}
+    holders = {f"source-of-{vm}": ("tenant-a", f"virt-launcher-{vm}-src") for vm in ("first", "second")}
+    node.put_source(declared, holders)
+    second = node.target_pod("second")
+    async with node.running():
+        await node.registered(count=3)
+        one = await node.kubelet.admit("tenant-a", first.metadata.name, CONTAINER, {POOL: 1})
+        two = await node.kubelet.admit("tenant-a", second.metadata.name, CONTAINER, {POOL: 1})
+        assert list(one[POOL].envs.values()) == [uuid(3)]
+        assert list(two[POOL].envs.values()) == [uuid(2)]
+        await node.kubelet.prestart("tenant-a", first.metadata.name, CONTAINER)
+        await node.kubelet.prestart("tenant-a", second.metadata.name, CONTAINER)
+
+
+async def test_ordinary_pods_are_steered_away_from_rare_devices(node: World) -> None:
+    node.add(1, "1.2.0")
+    node.add(2, "1.0.0")
+    node.add(3, "1.0.0")
+    async with node.running():
+        await node.registered(count=3)
+        answers = await node.kubelet.admit("ns", "first-start", CONTAINER, {POOL: 1})
+    assert list(answers[POOL].envs.values()) == [uuid(2)]
+
+
+async def test_steering_survives_an_api_server_that_fails(node: World) -> None:
+    node.add(1)
+    node.add(2)
+    async with node.running():
+        await node.registered(count=2)
+        node.api.broken.add("*")
+        answers = await node.kubelet.admit("ns", "pod", CONTAINER, {POOL: 1})
+    assert list(answers[POOL].envs.values()) == [uuid(1)]
+
+
+async def test_preference_keeps_what_must_be_included_and_the_size(node: World) -> None:
+    for number in (1, 2, 3):
+        node.add(number)
+    async with node.running():
+        await node.registered(count=3)
+        asked = pb.ContainerPreferredAllocationRequest(
+            available_deviceIDs=[uuid(1), uuid(2), uuid(3)],
+            must_include_deviceIDs=[uuid(3)],
+            allocation_size=2,
+        )
+        answer = await node.kubelet.plugins[POOL].stub.GetPreferredAllocation(
+            pb.PreferredAllocationRequest(container_requests=[asked])
+        )
+    (only,) = answer.container_responses
+    assert list(only.deviceIDs) == [uuid(3), uuid(1)]
+
+
+async def test_pods_that_are_no_targets_of_this_node_do_not_steer(node: World) -> None:
+    node.add(1, "1.0.0")
+    node.add(2, "1.0.0")
+    node.add(3, "1.2.0")
+    node.source_vm(version="1.2.0")
+    elsewhere = fleets.pod("vm", "node-2", source="node-0", suffix="dst", phase="Pending")
+    node.api.put(PODS, elsewhere)
+    async with node.running():
+        await node.registered(count=3)
+        answers = await node.kubelet.admit("ns", "pod", CONTAINER, {POOL: 1})
+    assert list(answers[POOL].envs.values()) == [uuid(1)]

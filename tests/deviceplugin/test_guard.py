@@ -1,0 +1,285 @@
+"""The guard over real sockets: whom it lets start, whom not, and what it writes before."""
+
+from __future__ import annotations
+
+import pytest
+from migcompat.api import names
+from migcompat.api.cluster import Pod
+from migcompat.api.compatibilitypolicy import CompatibilityPolicy
+from migcompat.api.meta import ObjectMeta
+from migcompat.fleet.migrant import Migrant, MigrantDevice, Mode
+from migcompat.fleet.stamp import encode
+from migcompat.kube.kinds import PODS
+
+from tests.deviceplugin.world import CONTAINER, POOL, SOURCE, World, eventually, uuid
+from tests.support import fleets
+from tests.support.kubelet import PreStartError
+from tests.support.sysfs import set_migration
+
+AGGREGATED = {"aggregator": "4"}
+
+
+async def refused(node: World, pod: Pod) -> str:
+    """Admit and start *pod*; the text with which the guard refuses it."""
+    with pytest.raises(PreStartError) as caught:
+        await node.start_target(pod)
+    return str(caught.value)
+
+
+def stamp(version: str, *, vm: str = "vm", migration: str = "migration-vm", mode: Mode = Mode.ENFORCE) -> str:
+    migrant = Migrant(
+        namespace="tenant-a",
+        name=vm,
+        uid=f"uid-{vm}",
+        node=SOURCE,
+        asks={POOL: 1},
+        devices=(MigrantDevice(POOL, fleets.declared(version)),),
+        mode=mode,
+    )
+    return encode(migrant, migration)
+
+
+async def test_accepting_device_may_start_without_a_stamp(node: World) -> None:
+    node.add(1, "1.1.0")
+    node.source_vm(version="1.0.0")
+    pod = node.target_pod()
+    async with node.running():
+        await node.registered()
+        env = await node.start_target(pod)
+        assert list(env.values()) == [uuid(1)]
+        await eventually(lambda: node.vfionode.status.devices[0].allocated_to is not None)
+        assert node.vfionode.status.devices[0].allocated_to.name == pod.metadata.name  # type: ignore[union-attr]
+
+
+async def test_refusing_device_does_not_start_and_the_text_says_why(node: World) -> None:
+    node.add(1, "1.0.0")
+    node.source_vm(version="1.1.0")
+    pod = node.target_pod()
+    async with node.running():
+        await node.registered()
+        text = await refused(node, pod)
+        assert "migcompat guard: VersionMinorOlder: " in text
+        assert "1.1.0" in text
+        with pytest.raises(PreStartError, match="VersionMinorOlder"):
+            await node.kubelet.prestart("tenant-a", pod.metadata.name, CONTAINER)
+
+
+async def test_device_is_judged_as_it_is_now(node: World) -> None:
+    device = node.add(1, "1.1.0")
+    node.source_vm(version="1.1.0")
+    pod = node.target_pod()
+    async with node.running():
+        await node.registered()
+        await node.kubelet.admit("tenant-a", pod.metadata.name, CONTAINER, {POOL: 1})
+        own = {"software_version": "1.0.0", "device_api": "vfio-pci", "type": fleets.TYPE}
+        set_migration(device, own, [own])
+        with pytest.raises(PreStartError, match="VersionMinorOlder"):
+            await node.kubelet.prestart("tenant-a", pod.metadata.name, CONTAINER)
+
+
+async def test_first_start_is_never_judged(node: World) -> None:
+    node.add(1)
+    pod = fleets.pod("new", "node-1", phase="Pending")
+    node.api.put(PODS, pod)
+    node.api.broken.update({"virtualmachineinstances", "compatibilitypolicies"})
+    async with node.running():
+        await node.registered()
+        await node.start_target(pod)
+
+
+async def test_obligations_are_written_and_read_back(node: World) -> None:
+    device = node.add(1)
+    (device / "aggregator").write_text("16\n")
+    node.source_vm(extra=AGGREGATED)
+    async with node.running():
+        await node.registered()
+        await node.start_target(node.target_pod())
+    assert (device / "aggregator").read_text().strip() == "4"
+
+
+@pytest.mark.parametrize("attribute", ["absent", "link", "directory"])
+async def test_unfulfilled_obligation_keeps_the_container_from_starting(node: World, attribute: str) -> None:
+    device = node.add(1)
+    outside = node.directory / "outside"
+    outside.write_text("16")
+    if attribute == "link":
+        (device / "aggregator").symlink_to(outside)
+    elif attribute == "directory":
+        (device / "aggregator").mkdir()
+    node.source_vm(extra=AGGREGATED)
+    async with node.running():
+        await node.registered()
+        text = await refused(node, node.target_pod())
+    assert "migcompat guard: ObligationFailed: aggregator " in text
+    assert outside.read_text() == "16"
+
+
+async def test_source_names_no_obligation(node: World) -> None:
+    """An attribute of the source that neither policy nor target names as dynamic is never written."""
+    device = node.add(1)
+    (device / "driver_override").write_text("(null)")
+    node.source_vm(extra={"driver_override": "evil"})
+    async with node.running():
+        await node.registered()
+        assert "AttributeMissingOnTarget" in await refused(node, node.target_pod())
+    assert (device / "driver_override").read_text() == "(null)"
+
+
+async def test_policy_cannot_make_a_dangerous_attribute_an_obligation(node: World) -> None:
+    device = node.add(1)
+    (device / "driver_override").write_text("(null)")
+    put_policy(node, b'{"dynamicAttributes": ["driver_override"]}')
+    node.source_vm(extra={"driver_override": "evil"})
+    async with node.running():
+        await node.registered()
+        assert "AttributeMissingOnTarget" in await refused(node, node.target_pod())
+    assert (device / "driver_override").read_text() == "(null)"
+
+
+async def test_policies_govern_the_guard_as_they_govern_the_extender(node: World) -> None:
+    node.add(1, "1.0.0")
+    node.source_vm(version="1.0.1")
+    put_policy(node, b'{"versionScheme": "exact"}')
+    async with node.running():
+        await node.registered()
+        assert "VersionMajorMismatch" in await refused(node, node.target_pod())
+
+
+def put_policy(node: World, spec: bytes) -> None:
+    import json
+
+    name = ObjectMeta(name="policy")
+    obj = {"metadata": {"name": name.name}, "kind": CompatibilityPolicy.__name__, "spec": json.loads(spec)}
+    node.api.put_raw("compatibilitypolicies", obj)
+
+
+# -- stamps
+
+
+async def test_stamp_counts_when_the_source_cannot_be_asked(node: World) -> None:
+    node.add(1, "1.0.0")
+    pod = node.target_pod(annotations={names.SOURCE: stamp("1.0.0")})
+    node.api.broken.add("virtualmachineinstances")
+    async with node.running():
+        await node.registered()
+        await node.start_target(pod)
+
+
+async def test_refusing_stamp_refuses(node: World) -> None:
+    node.add(1, "1.0.0")
+    pod = node.target_pod(annotations={names.SOURCE: stamp("1.1.0")})
+    async with node.running():
+        await node.registered()
+        assert "VersionMinorOlder" in await refused(node, pod)
+
+
+async def test_stamp_for_another_migration_does_not_count(node: World) -> None:
+    node.add(1, "1.0.0")
+    node.source_vm(version="1.1.0")
+    pod = node.target_pod(annotations={names.SOURCE: stamp("1.0.0", migration="an-older-one")})
+    async with node.running():
+        await node.registered()
+        assert "VersionMinorOlder" in await refused(node, pod)
+
+
+async def test_stamp_of_another_vm_does_not_count(node: World) -> None:
+    node.add(1, "1.0.0")
+    pod = node.target_pod(annotations={names.SOURCE: stamp("1.0.0", vm="other")})
+    async with node.running():
+        await node.registered()
+        assert "migcompat guard: Unknown: " in await refused(node, pod)
+
+
+async def test_forged_stamp_does_not_outweigh_what_the_api_server_says(node: World) -> None:
+    node.add(1, "1.0.0")
+    node.source_vm(version="1.1.0")
+    pod = node.target_pod(annotations={names.SOURCE: stamp("1.0.0")})
+    async with node.running():
+        await node.registered()
+        assert "VersionMinorOlder" in await refused(node, pod)
+
+
+async def test_garbled_stamp_does_not_count(node: World) -> None:
+    node.add(1, "1.0.0")
+    pod = node.target_pod(annotations={names.SOURCE: '{"version": 1, "migration": '})
+    async with node.running():
+        await node.registered()
+        assert "migcompat guard: Unknown: " in await refused(node, pod)
+
+
+# -- what cannot be found out
+
+
+async def test_unknown_source_is_refused(node: World) -> None:
+    node.add(1)
+    pod = node.target_pod()
+    async with node.running():
+        await node.registered()
+        assert "migcompat guard: Unknown: " in await refused(node, pod)
+
+
+async def test_unknown_source_is_allowed_where_policy_allows_it(node: World) -> None:
+    node.add(1)
+    put_policy(node, b'{"unknown": "Allow"}')
+    pod = node.target_pod()
+    async with node.running():
+        await node.registered()
+        await node.start_target(pod)
+
+
+async def test_unreachable_api_server_refuses(node: World) -> None:
+    node.add(1)
+    node.source_vm()
+    pod = node.target_pod()
+    async with node.running():
+        await node.registered()
+        node.api.broken.add("compatibilitypolicies")
+        assert "migcompat guard: SourceUnknown: " in await refused(node, pod)
+        node.api.broken = {"pods"}
+        with pytest.raises(PreStartError, match="migcompat guard: PodUnknown: "):
+            await node.kubelet.prestart("tenant-a", pod.metadata.name, CONTAINER)
+        node.api.broken = set()
+        await node.kubelet.prestart("tenant-a", pod.metadata.name, CONTAINER)
+
+
+async def test_unreachable_pod_resources_refuses(node: World) -> None:
+    node.add(1)
+    node.source_vm()
+    pod = node.target_pod()
+    async with node.running() as agent:
+        await node.registered()
+        await eventually(lambda: agent.state.problem() is None)
+        await node.kubelet.stop_pod_resources()
+        assert "migcompat guard: PodResourcesUnavailable: " in await refused(node, pod)
+        await eventually(lambda: agent.state.allocations_problem)
+        await eventually(lambda: node.vfionode.status.conditions[0].reason == "PodResourcesUnavailable")
+        await node.kubelet.start_pod_resources()
+        await node.kubelet.prestart("tenant-a", pod.metadata.name, CONTAINER)
+
+
+async def test_mode_ignore_counts_only_where_the_admin_allows_it(node: World) -> None:
+    node.add(1, "1.0.0")
+    lax = {names.MODE: "ignore"}
+    node.source_vm(version="1.1.0", annotations=lax)
+    pod = node.target_pod(annotations=lax)
+    async with node.running():
+        await node.registered()
+        assert "VersionMinorOlder" in await refused(node, pod)
+    node.kubelet.release("tenant-a", pod.metadata.name)
+    async with node.running(allow_loosening=True):
+        await node.registered()
+        await node.start_target(pod)
+
+
+async def test_device_that_vanished_is_refused(node: World) -> None:
+    node.add(1)
+    node.add(2)
+    node.source_vm()
+    pod = node.target_pod()
+    async with node.running():
+        await node.registered(count=2)
+        answers = await node.kubelet.admit("tenant-a", pod.metadata.name, CONTAINER, {POOL: 1})
+        (given,) = answers[POOL].envs.values()
+        node.remove(int(given[-1]))
+        with pytest.raises(PreStartError, match="migcompat guard: DeviceGone: "):
+            await node.kubelet.prestart("tenant-a", pod.metadata.name, CONTAINER)

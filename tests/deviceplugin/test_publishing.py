@@ -1,0 +1,152 @@
+"""What others see: VFIONode and the labels of the Node."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from migcompat.api import names
+from migcompat.api.vfionode import PodRef, declaration, split
+from migcompat.engine.declaration import Acceptance, Declaration, Entry, Kind, Presence, SelfSet
+from migcompat_deviceplugin.status import CONTENT_LIMIT, bounded, label_patch
+
+from tests.deviceplugin.world import NODE, POOL, World, eventually, uuid
+from tests.support import fleets
+from tests.support.sysfs import set_migration
+
+
+async def test_vfionode_says_what_was_found(node: World) -> None:
+    node.add(1, "1.1.0", attributes={"aggregator": "2"})
+    async with node.running():
+        await node.registered()
+        await eventually(lambda: node.vfionode.status.conditions[0].reason == "Published")
+        item = node.vfionode
+    (device,) = item.status.devices
+    assert item.status.boot_id == fleets.BOOT
+    assert item.metadata.owner_references is not None
+    assert item.metadata.owner_references[0].name == NODE
+    assert (device.id, device.resource, device.driver) == (uuid(1), POOL, "nvidia")
+    assert (device.iommu_group, device.type, device.health) == ("101", fleets.TYPE, "Healthy")
+    assert device.dynamic == {"aggregator": "2"}
+    declared = declaration(item.status, device)
+    assert declared is not None
+    assert declared.self.attributes["software_version"] == "1.1.0"
+
+
+async def test_node_labels_are_exact_and_only_own_keys_are_touched(node: World) -> None:
+    foreign = {"kubernetes.io/hostname": NODE, "migcompat.io/other": "kept", "offers.example.org/x": "true"}
+    stale = {"type.migcompat.io/old": "true", "offers.migcompat.io/0123456789abcdef01234567": "true"}
+    node.api.get("nodes", NODE)["metadata"]["labels"] = {**foreign, **stale}
+    node.add(1, "1.0.0")
+    node.add(2, "1.1.0")
+    node.add(3, "1.1.0")
+    async with node.running():
+        await node.registered(count=3)
+        profiles = node.vfionode.status.profiles
+        assert len(profiles) == 2
+        wanted = {
+            **foreign,
+            "migcompat.io/managed": "true",
+            f"type.migcompat.io/{fleets.TYPE}": "true",
+            **{f"offers.migcompat.io/{key}": "true" for key in profiles},
+        }
+        await eventually(lambda: node.labels == wanted)
+
+        node.remove(1)
+        await eventually(lambda: len(node.vfionode.status.profiles) == 1)
+        await eventually(lambda: sum(k.startswith(names.NODE_OFFERS_PREFIX) for k in node.labels) == 1)
+
+
+async def test_nothing_is_written_while_nothing_changes(node: World) -> None:
+    node.add(1)
+    async with node.running() as agent:
+        await node.registered()
+        await eventually(lambda: agent.state.problem() is None)
+        before = (node.api.writes("vfionodes"), node.api.writes("nodes"))
+        agent.state.to_publish.set()
+        await eventually(lambda: not agent.state.to_publish.is_set())
+        await agent.publisher.publish()
+        assert (node.api.writes("vfionodes"), node.api.writes("nodes")) == before
+
+
+async def test_driver_upgrade_reaches_vfionode_and_labels_without_restart(node: World) -> None:
+    device = node.add(1, "1.0.0")
+    async with node.running():
+        await node.registered()
+        (before,) = node.vfionode.status.profiles
+        own = {"software_version": "1.1.0", "device_api": "vfio-pci", "type": fleets.TYPE}
+        set_migration(device, own, [own])
+        await eventually(lambda: before not in node.vfionode.status.profiles)
+        (after,) = node.vfionode.status.profiles
+        await eventually(lambda: names.NODE_OFFERS_PREFIX + after in node.labels)
+        assert names.NODE_OFFERS_PREFIX + before not in node.labels
+
+
+async def test_holders_are_published_and_a_released_device_is_free_again(node: World) -> None:
+    node.add(1)
+    async with node.running():
+        await node.registered()
+        await node.kubelet.admit("ns", "pod", "compute", {POOL: 1})
+        await eventually(lambda: node.vfionode.status.devices[0].allocated_to == PodRef("ns", "pod"))
+        node.kubelet.release("ns", "pod")
+        await eventually(lambda: node.vfionode.status.devices[0].allocated_to is None)
+
+
+async def test_holders_outlive_a_restart_of_the_agent_while_pod_resources_is_down(node: World) -> None:
+    node.add(1)
+    async with node.running():
+        await node.registered()
+        await node.kubelet.admit("ns", "pod", "compute", {POOL: 1})
+        await eventually(lambda: node.vfionode.status.devices[0].allocated_to is not None)
+    await node.kubelet.stop_pod_resources()
+    async with node.running():
+        await eventually(lambda: node.vfionode.status.conditions[0].reason == "PodResourcesUnavailable")
+        assert node.vfionode.status.devices[0].allocated_to == PodRef("ns", "pod")
+
+
+async def test_what_others_delete_or_change_is_mended(node: World) -> None:
+    node.add(1)
+    async with node.running() as agent:
+        await node.registered()
+        await eventually(lambda: agent.state.problem() is None)
+        node.api.drop("vfionodes", NODE)
+        node.add(2)
+        await eventually(lambda: len(node.vfionode.status.devices) == 2)
+
+
+async def test_missing_node_is_named(node: World) -> None:
+    node.api.drop("nodes", NODE)
+    async with node.running() as agent:
+        await eventually(lambda: "check --node-name" in (agent.state.problem() or ""))
+
+
+def test_too_much_content_harms_only_who_says_it() -> None:
+    def wordy(number: int) -> Declaration:
+        entries = tuple(Entry({f"attribute{i}": f"{number}" + "x" * 4000}) for i in range(60))
+        return Declaration(Kind.MDEV, SelfSet(), Acceptance(Presence.PRESENT, entries))
+
+    modest = fleets.declared()
+    declared = {"modest": modest, **{f"wordy{n}": wordy(n) for n in range(4)}}
+
+    kept = bounded(declared)
+
+    assert kept["modest"] is modest
+    cut = [id_ for id_, item in kept.items() if item.accepts.presence is Presence.MALFORMED]
+    assert len(cut) == 2
+    parts = [part for item in kept.values() for part in (split(item)[1], split(item)[3])]
+    assert sum(len(msgspec.json.encode(part)) for part in parts) < CONTENT_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("current", "patch"),
+    [
+        ({}, {names.NODE_MANAGED: "true"}),
+        ({names.NODE_MANAGED: "true"}, {}),
+        ({names.NODE_MANAGED: "false"}, {names.NODE_MANAGED: "true"}),
+        (
+            {names.NODE_MANAGED: "true", "type.migcompat.io/x": "true", "type.example.org/x": "true"},
+            {"type.migcompat.io/x": None},
+        ),
+    ],
+)
+def test_label_patch(current: dict[str, str], patch: dict[str, str | None]) -> None:
+    assert label_patch(current, {names.NODE_MANAGED: "true"}) == patch

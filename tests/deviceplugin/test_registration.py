@@ -1,0 +1,166 @@
+"""Life with the kubelet: registration, again after its restart, and what it is told when devices change."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2 as pb
+
+from tests.deviceplugin.world import POOL, World, eventually, uuid
+from tests.support.fabricate import add_function
+
+
+async def test_devices_are_registered_with_both_options(node: World) -> None:
+    node.add(1)
+    node.add(2)
+    async with node.running():
+        await node.registered(count=2)
+
+        (request,) = node.kubelet.registrations
+        assert (request.version, request.resource_name) == ("v1beta1", POOL)
+        assert request.options.pre_start_required
+        assert request.options.get_preferred_allocation_available
+        options = await node.kubelet.plugins[POOL].stub.GetDevicePluginOptions(pb.Empty())
+        assert options == request.options
+        assert node.kubelet.resources[POOL] == {uuid(1): True, uuid(2): True}
+
+
+async def test_vfionode_is_published_before_devices_are_registered(node: World) -> None:
+    node.add(1)
+    node.api.broken.add("vfionodes")
+    async with node.running() as agent:
+        await eventually(lambda: "vfionodes" in (agent.state.problem() or ""))
+        assert not node.kubelet.registrations
+
+        node.api.broken.clear()
+        await node.registered()
+        assert [device.id for device in node.vfionode.status.devices] == [uuid(1)]
+
+
+async def test_kubelet_restart_brings_a_new_registration(node: World) -> None:
+    node.add(1)
+    async with node.running():
+        await node.registered()
+        before = node.kubelet.registrations[-1].endpoint
+
+        await node.kubelet.restart()
+
+        await node.registered(count=1)
+        assert node.kubelet.registrations[-1].endpoint != before
+        assert node.kubelet.resources[POOL] == {uuid(1): True}
+
+
+async def test_lost_stream_brings_a_new_registration(node: World) -> None:
+    node.add(1)
+    async with node.running():
+        await node.registered()
+
+        await node.kubelet.forget(POOL)
+
+        await eventually(lambda: len(node.kubelet.registrations) == 2)
+        await node.registered(count=1)
+
+
+async def test_only_real_changes_are_sent(node: World) -> None:
+    node.add(1)
+    async with node.running() as agent:
+        await node.registered()
+        for _ in range(3):
+            agent.state.set_inventory(await agent.sysfs.scan())
+            agent.state.to_serve.set()
+        node.add(2)
+        await node.registered(count=2)
+
+        assert [sorted(devices) for _, devices in node.kubelet.messages] == [[uuid(1)], [uuid(1), uuid(2)]]
+
+
+async def test_device_that_turns_unhealthy_recovers_without_restart(node: World) -> None:
+    device = node.add(1)
+    node.add(2)
+    async with node.running():
+        await node.registered(count=2)
+        driver = (device / "driver").readlink()
+
+        (device / "driver").unlink()
+        await eventually(lambda: node.kubelet.resources[POOL] == {uuid(1): False, uuid(2): True})
+
+        (device / "driver").symlink_to(driver)
+        await eventually(lambda: node.kubelet.resources[POOL] == {uuid(1): True, uuid(2): True})
+    assert len(node.kubelet.registrations) == 1
+
+
+async def test_device_whose_type_cannot_be_read_stays_unhealthy_in_its_pool(node: World) -> None:
+    device = node.add(1)
+    async with node.running():
+        await node.registered()
+        (device / "mdev_type").unlink()
+        await eventually(lambda: node.kubelet.resources[POOL] == {uuid(1): False})
+        assert set(node.kubelet.resources) == {POOL}
+
+
+async def test_empty_list_when_the_last_device_goes_then_serving_ends(node: World) -> None:
+    node.add(1)
+    async with node.running():
+        await node.registered()
+        node.remove(1)
+        await eventually(lambda: POOL not in node.kubelet.plugins)
+        assert node.kubelet.messages[-1] == (POOL, {})
+
+        node.add(2)
+        await node.registered(count=1)
+        assert len(node.kubelet.registrations) == 2
+
+
+async def test_no_empty_list_at_the_end_of_the_process(node: World) -> None:
+    node.add(1)
+    async with node.running():
+        await node.registered()
+    assert all(devices for _, devices in node.kubelet.messages)
+    assert not list(node.kubelet.plugin_dir.glob("migcompat-*"))
+
+
+async def test_pools_are_registered_each_on_its_own(node: World) -> None:
+    node.add(1)
+    add_function(node.sysfs, "pci0000:00/0000:00:05.0", group=7, node=1, ids=("0x15b3", "0x101e"))
+    async with node.running():
+        await node.registered()
+        await node.registered("vfio.migcompat.io/pci-15b3-101e")
+        assert node.kubelet.topology["0000:00:05.0"] == [1]
+
+
+async def test_malformed_tree_harms_only_its_device(node: World) -> None:
+    node.add(1)
+    bad = node.add(2)
+    shutil.rmtree(bad / "migration/self")
+    (bad / "migration/self").mkdir()
+    (bad / "migration/self/software_version").write_bytes(b"\x00\xff" * 10)
+    (node.sysfs / "bus/mdev/devices/no-uuid").symlink_to("../../../devices/nowhere")
+    async with node.running():
+        await node.registered(count=2)
+        status = node.vfionode.status
+        presences = {d.id: status.profiles[d.profile].self.presence for d in status.devices}
+        assert presences == {uuid(1): "Present", uuid(2): "Malformed"}
+
+
+async def test_absent_kubelet_is_waited_for(node: World) -> None:
+    node.add(1)
+    await node.kubelet.stop()
+    async with node.running() as agent:
+        await eventually(lambda: "kubelet.sock" in (agent.state.unregistered.get(POOL) or ""))
+        await node.kubelet.start()
+        await node.registered()
+        await eventually(lambda: agent.state.problem() is None)
+
+
+@pytest.mark.parametrize("gone", ["bus", "devices"])
+async def test_failed_scan_keeps_the_last_state_and_says_so(node: World, gone: str) -> None:
+    node.add(1)
+    async with node.running() as agent:
+        await node.registered()
+        (node.sysfs / gone).rename(node.sysfs / "elsewhere")
+        await eventually(lambda: agent.state.scan_problem)
+        await eventually(lambda: node.vfionode.status.conditions[0].reason == "ScanFailed")
+        assert node.kubelet.resources[POOL] == {uuid(1): True}
+        (node.sysfs / "elsewhere").rename(node.sysfs / gone)
+        await eventually(lambda: node.vfionode.status.conditions[0].reason == "Published")
