@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
 from tests.cluster.binaries import build
 
 if TYPE_CHECKING:
+    from tests.cluster.cluster import Cluster
     from tests.cluster.controlplane import ControlPlane
+    from tests.cluster.kubevirt.timing import Timing
+
+
+class MakeCluster(Protocol):
+    """Makes a cluster that ends with the test."""
+
+    def __call__(self, *, timing: Timing | None = None) -> Cluster: ...
+
 
 _BUILD_PROBLEM = pytest.StashKey[str]()
 
@@ -45,3 +55,18 @@ def control_plane(binaries: build.Binaries) -> Iterator[ControlPlane]:
 
     with ControlPlane(binaries) as plane:
         yield plane
+
+
+@pytest.fixture
+def cluster(binaries: build.Binaries) -> Iterator[MakeCluster]:
+    """Makes whole clusters (control plane, stand-ins for nodes and KubeVirt) that end with the test."""
+    from tests.cluster.cluster import Cluster
+    from tests.cluster.controlplane import ControlPlane
+
+    with ExitStack() as stack:
+
+        def make(*, timing: Timing | None = None) -> Cluster:
+            plane = stack.enter_context(ControlPlane(binaries))
+            return stack.enter_context(Cluster(plane, timing=timing))
+
+        yield make

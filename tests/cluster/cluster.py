@@ -9,6 +9,7 @@ import asyncio
 import base64
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -21,7 +22,8 @@ import yaml
 from tests.cluster.api import Api, Cache, Object
 from tests.cluster.controlplane import ClusterError, ControlPlane
 from tests.cluster.kubevirt import objects
-from tests.cluster.kubevirt.controller import Timing, VirtController
+from tests.cluster.kubevirt.controller import VirtController
+from tests.cluster.kubevirt.timing import Timing
 from tests.cluster.standin.kubelet import Kubelet
 from tests.cluster.standin.services import ServiceProxy
 
@@ -43,6 +45,8 @@ class Cluster:
 
     def __init__(self, plane: ControlPlane, *, timing: Timing | None = None) -> None:
         """`plane` is running; it is not stopped here."""
+        # grpc's core logs each connection that a plugin closes.
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         self.plane = plane
         self.nodes: dict[str, Kubelet] = {}
         self.problems: list[str] = []
@@ -150,11 +154,11 @@ class Cluster:
     def drain(self, node: str) -> None:
         """Cordons the node and evacuates its VMs as KubeVirt does."""
         self.plane.kubectl("cordon", node)
-        self._loop.call_soon_threadsafe(self.virt.drain, node)
+        self._loop.call_soon_threadsafe(self.virt.evacuations.begin, node)
 
     def end_drain(self, node: str) -> None:
         """Uncordons the node; running migrations go on."""
-        self._loop.call_soon_threadsafe(self.virt.end_drain, node)
+        self._loop.call_soon_threadsafe(self.virt.evacuations.end, node)
         self.plane.kubectl("uncordon", node)
 
     def migrations(self, namespace: str = "default") -> list[Object]:

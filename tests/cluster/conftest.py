@@ -9,7 +9,7 @@ import pytest
 from tests.cluster.binaries import build
 from tests.cluster.cluster import Cluster
 from tests.cluster.controlplane import ControlPlane
-from tests.cluster.kubevirt.controller import Timing
+from tests.cluster.kubevirt.timing import Timing
 
 
 @pytest.fixture(scope="module")

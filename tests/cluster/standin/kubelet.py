@@ -67,6 +67,7 @@ class Kubelet:
         self.problems: list[str] = []
         """Pods this stand-in could not handle: the test is wrong, or the stand-in has a gap."""
         self.workers: dict[str, PodWorker] = {}
+        self._published: dict[str, tuple[int, int]] = {}
         self._labels = labels
         self._number = number
         self._addresses = addresses
@@ -170,6 +171,7 @@ class Kubelet:
 
     async def _publish(self) -> None:
         """Writes the node's status: devices as registered, healthy ones allocatable."""
+        self._published = self._summary()
         capacity, allocatable = dict(_CAPACITY), dict(_CAPACITY)
         for resource, devices in self.devices.resources.items():
             capacity[resource] = str(len(devices))
@@ -207,14 +209,18 @@ class Kubelet:
 
     async def _keep_capacity(self) -> None:
         """Publishes at once whenever a plugin's devices change."""
+        shown: dict[str, tuple[int, int]] = {}
         while True:
-            seen = self._summary()
             with contextlib.suppress(TimeoutError):
-                await self.devices.wait_for(lambda seen=seen: self._summary() != seen, 60)  # type: ignore[misc]
+                await self.devices.wait_for(lambda shown=shown: self._summary() != shown, 60)  # type: ignore[misc]
+                # Taken before the write, so that what changes meanwhile is seen as a change.
+                latest = self._summary()
                 try:
                     await self._publish()
+                    shown = latest
                 except (ApiError, OSError) as error:
                     log.warning("%s: cannot write the node's status: %s", self.name, error)
+                    self._published = {}
                     await asyncio.sleep(1)
 
     def _summary(self) -> dict[str, tuple[int, int]]:
