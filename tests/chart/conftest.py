@@ -22,4 +22,6 @@ def chart_plane(binaries: Binaries) -> Iterator[ControlPlane]:
 def installed(chart_plane: ControlPlane) -> Installed:
     """The chart, installed with its defaults."""
     chart_plane.helm("install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--create-namespace")
-    return Installed(chart_plane)
+    installed = Installed(chart_plane)
+    installed.await_policies()
+    return installed

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 from migcompat.api.meta import ObjectMeta
 from migcompat.api.vfionode import VFIONode
 from migcompat.kube.client import Client
+from migcompat.kube.errors import NotFound
 from migcompat.kube.kinds import VFIONODES
 
 from tests.cluster.binaries.build import Binaries
@@ -85,6 +88,19 @@ class Installed:
             return str(error)
         raise AssertionError(f"kubectl {' '.join(arguments)} was not refused: {output}")
 
+    def await_policies(self) -> None:
+        """The API server takes a moment to put new ValidatingAdmissionPolicies in force."""
+        body = '{"apiVersion": "migcompat.io/v1alpha1", "kind": "VFIONode", "metadata": {"name": "probe"}}'
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self.plane.kubectl("create", "--dry-run=server", "-f", "-", stdin=body)
+            except ClusterError as error:
+                assert "written by the migcompat agent of that node only" in str(error), error
+                return
+            assert time.monotonic() < deadline, "the policies are not in force"
+            time.sleep(0.1)
+
     @functools.cache  # noqa: B019 - lives as long as the session's cluster
     def agent(self, node: str) -> str:
         """Kubeconfig with a token of the agent's service account, bound to a pod on *node* (made here)."""
@@ -114,15 +130,19 @@ class Installed:
         token = self.plane.kubectl("create", "token", f"{RELEASE}-device-plugin", "-n", NAMESPACE).strip()
         return self._kubeconfig("agent-unbound", token)
 
-    def publish(self, node: str, status: Mapping[str, Any]) -> None:
-        """Makes a VFIONode as its agent does: the object, then its status. Raises ApiError."""
-        asyncio.run(self._publish(self.agent(node), node, status))
+    def publish(self, node: str, status: Mapping[str, Any], by: str = "") -> None:
+        """Makes or changes a VFIONode as the agent of the node *by* (empty: *node*) does. Raises ApiError."""
+        asyncio.run(self._publish(self.agent(by or node), node, status))
 
     @staticmethod
     async def _publish(kubeconfig: str, node: str, status: Mapping[str, Any]) -> None:
         async with Client.from_environment(kubeconfig) as client:
-            await client.apply(VFIONODES, VFIONode(ObjectMeta(name=node)), node, field_manager="test")
-            await client.patch(VFIONODES, node, {"status": status}, subresource="status")
+            try:
+                item = await client.get(VFIONODES, node)
+            except NotFound:
+                item = await client.create(VFIONODES, VFIONode(ObjectMeta(name=node)))
+            whole = {"metadata": msgspec.to_builtins(item.metadata), "status": status}
+            await client.replace(VFIONODES, whole, node, subresource="status")
 
     def _kubeconfig(self, name: str, token: str) -> str:
         path = self.plane.directory / f"{name}.kubeconfig"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -30,8 +31,21 @@ def plane(binaries: Binaries) -> Iterator[ControlPlane]:
 @pytest.fixture(autouse=True)
 def _clean(plane: ControlPlane) -> Iterator[None]:
     yield
-    plane.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--ignore-not-found", "--wait")
-    plane.kubectl("delete", "crd", "--all", "--wait=true")
+    plane.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--ignore-not-found")
+    plane.kubectl("delete", "crd", "--all", "--wait=false")
+    eventually_no_crds(plane)
+
+
+def uninstall(plane: ControlPlane) -> None:
+    plane.helm("uninstall", RELEASE, "--namespace", NAMESPACE)
+
+
+def eventually_no_crds(plane: ControlPlane) -> None:
+    """A definition goes once the API server has removed its objects."""
+    deadline = time.monotonic() + 60
+    while found := crds(plane):
+        assert time.monotonic() < deadline, plane.kubectl("get", "crd", *found, "-o", "yaml")
+        time.sleep(0.2)
 
 
 def install(plane: ControlPlane, *flags: str) -> None:
@@ -81,7 +95,6 @@ def test_a_deleted_authority_is_replaced_with_all_it_signed(plane: ControlPlane)
 
 
 def test_uninstalling_leaves_nothing(plane: ControlPlane) -> None:
-    before = crds(plane)
     install(plane)
     policy = {
         "apiVersion": "migcompat.io/v1alpha1",
@@ -90,8 +103,8 @@ def test_uninstalling_leaves_nothing(plane: ControlPlane) -> None:
         "spec": {},
     }
     plane.kubectl("create", "-f", "-", stdin=json.dumps(policy))
-    plane.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
-    assert crds(plane) == before
+    uninstall(plane)
+    eventually_no_crds(plane)
     left = plane.kubectl(
         "get",
         "all,secrets,serviceaccounts,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,"
@@ -110,7 +123,7 @@ def test_definitions_and_objects_can_be_kept(plane: ControlPlane) -> None:
         "spec": {"unknown": "Allow"},
     }
     plane.kubectl("create", "-f", "-", stdin=json.dumps(policy))
-    plane.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
+    uninstall(plane)
     assert plane.get("compatpolicy", "mine")["spec"] == {"unknown": "Allow"}
     install(plane, "--set", "crds.keep=true")
     assert plane.get("compatpolicy", "mine")["spec"] == {"unknown": "Allow"}

@@ -17,9 +17,9 @@ WRITE = ("create", "update", "patch", "delete", "deletecollection")
 # Who -> resource[.group][/subresource] -> verbs. All else that EVERYTHING names is forbidden.
 ALLOWED: dict[str, dict[str, tuple[str, ...]]] = {
     "device-plugin": {
-        "vfionodes.migcompat.io": ("get", "create", "update", "patch"),
-        "vfionodes.migcompat.io/status": ("update", "patch"),
-        "compatibilitypolicies.migcompat.io": ("get", "list"),
+        "vfionodes.migcompat.io": ("get", "create"),
+        "vfionodes.migcompat.io/status": ("update",),
+        "compatibilitypolicies.migcompat.io": ("list",),
         "nodes": ("get", "patch"),
         "pods": ("get", "list"),
         "virtualmachineinstances.kubevirt.io": ("get",),
