@@ -28,11 +28,14 @@ RESYNC = 300.0
 class Publisher:
     """Writes what ``state`` holds. ``state.published`` says what the API server has confirmed."""
 
-    def __init__(self, client: Client, node_name: str, boot_id: str, state: State) -> None:
+    def __init__(
+        self, client: Client, node_name: str, boot_id: str, state: State, resync: float = RESYNC
+    ) -> None:
         self._client = client
         self._node_name = node_name
         self._boot_id = boot_id
         self._state = state
+        self._resync = resync
         self._item: VFIONode | None = None
         self._written: VFIONodeStatus | None = None
         self._labels: dict[str, str] | None = None
@@ -41,7 +44,8 @@ class Publisher:
         """Publish whenever something changes, and check now and then, until cancelled."""
         backoff = Backoff(0.5, 30.0)
         while True:
-            await self._state.to_publish.wait(RESYNC * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load
+            if not await self._state.to_publish.wait(self._resync * random.uniform(0.8, 1.2)):  # noqa: S311
+                self._forget()
             while self._known():
                 try:
                     await self.publish()

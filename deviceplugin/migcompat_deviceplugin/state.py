@@ -23,14 +23,15 @@ class Signal:
         """Whether a wake-up has not been taken yet."""
         return self._event.is_set()
 
-    async def wait(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the point of it
-        """Wait for :meth:`set`, at most *timeout* seconds."""
+    async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the point of it
+        """Wait for :meth:`set`, at most *timeout* seconds; whether it came."""
         try:
             async with asyncio.timeout(timeout):
                 await self._event.wait()
         except TimeoutError:
-            return
+            return False
         self._event.clear()
+        return True
 
 
 class State:

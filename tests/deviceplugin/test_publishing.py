@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 import pytest
 from migcompat.api import names
 from migcompat.api.vfionode import PodRef, declaration, split
 from migcompat.engine.declaration import Acceptance, Declaration, Entry, Kind, Presence, SelfSet
+from migcompat_deviceplugin.publisher import Publisher
 from migcompat_deviceplugin.status import CONTENT_LIMIT, bounded, label_patch
 
 from tests.deviceplugin.world import NODE, POOL, World, eventually, uuid
@@ -110,7 +113,23 @@ async def test_what_others_delete_or_change_is_mended(node: World) -> None:
         await eventually(lambda: agent.state.problem() is None)
         node.api.drop("vfionodes", NODE)
         node.add(2)
+        await eventually(lambda: ("vfionodes", "", NODE) in node.api.objects)
         await eventually(lambda: len(node.vfionode.status.devices) == 2)
+
+
+async def test_what_nothing_tells_of_is_mended_at_the_next_resync(node: World) -> None:
+    node.add(1)
+    async with node.running() as agent:
+        await node.registered()
+        await eventually(lambda: agent.state.problem() is None)
+        node.api.drop("vfionodes", NODE)
+        node.labels.pop(names.NODE_MANAGED)
+        publisher = Publisher(node.client, NODE, fleets.BOOT, agent.state, resync=0.05)
+        task = asyncio.create_task(publisher.run())
+        await eventually(lambda: ("vfionodes", "", NODE) in node.api.objects)
+        await eventually(lambda: len(node.vfionode.status.devices) == 1)
+        await eventually(lambda: names.NODE_MANAGED in node.labels)
+        task.cancel()
 
 
 async def test_missing_node_is_named(node: World) -> None:

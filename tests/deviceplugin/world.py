@@ -160,12 +160,12 @@ class World:
             await eventually(lambda: not self.kubelet.plugins)
 
     async def registered(self, resource: str = POOL, count: int | None = None) -> None:
-        """Wait until the kubelet has the resource's devices."""
+        """Wait until the kubelet has the resource's devices, and a healthy one among them."""
         await self.kubelet.wait_for(
             lambda: (
                 resource in self.kubelet.plugins
                 and (count is None or len(self.kubelet.resources.get(resource, ())) == count)
-                and bool(self.kubelet.resources.get(resource))
+                and any(self.kubelet.resources.get(resource, {}).values())
             )
         )
 
