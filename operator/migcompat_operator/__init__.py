@@ -10,6 +10,7 @@
 :mod:`.answer`         the survey as status: counts, groups, conditions (pure)
 :mod:`.reconcile`      what is to be done about one object: create, patch, delete, say (pure)
 :mod:`.targets`        what is to be done about migrations' target pods (pure)
+:mod:`.policies`       what each CompatibilityPolicy governs, as its status (pure)
 :mod:`.retries`        which waiting migrations are worth another try (pure)
 :mod:`.writer`         does it: the only module that writes to the API server
 :mod:`.worker`         when: debounce, urgency, coalescing, backoff

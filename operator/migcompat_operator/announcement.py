@@ -23,7 +23,11 @@ _REMEMBERED = 20_000
 
 
 class Announcement(msgspec.Struct, frozen=True):
-    """One event. Two with the same object, reason and *cause* say the same thing (the message may count)."""
+    """One event.
+
+    Two in a row about the same object with the same reason and *cause* say the same thing, though their
+    messages may differ in a count. Without a *cause* it is always news: a written change stands behind it.
+    """
 
     about: ObjectReference
     type: str
@@ -40,11 +44,12 @@ class Said:
 
     def is_news(self, announcement: Announcement) -> bool:
         """Whether it differs from the last one about its object with its reason; remembers it."""
+        if not announcement.cause:
+            return True
         key = (announcement.about.uid, announcement.reason)
-        cause = announcement.cause or announcement.message
-        if self._causes.get(key) == cause:
+        if self._causes.get(key) == announcement.cause:
             return False
-        self._causes[key] = cause
+        self._causes[key] = announcement.cause
         self._causes.move_to_end(key)
         if len(self._causes) > _REMEMBERED:
             self._causes.popitem(last=False)

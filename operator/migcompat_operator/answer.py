@@ -41,15 +41,11 @@ CAUSE_LENGTH = 160
 LIVE_MIGRATABLE = "LiveMigratable"
 
 
-def unanswerable(reason: str, message: str, migrant: Migrant | None = None) -> MigrationCompatibilityStatus:
+def unanswerable(reason: str, message: str) -> MigrationCompatibilityStatus:
     """The status of a question without an answer: every condition Unknown, with *reason* and *message*."""
-    status = MigrationCompatibilityStatus(
+    return MigrationCompatibilityStatus(
         conditions=[Condition(kind, "Unknown", reason, message) for kind in CONDITION_TYPES]
     )
-    if migrant is not None:
-        status.source = _source(migrant)
-        status.device_count = len(migrant.devices)
-    return status
 
 
 def answer(
@@ -62,7 +58,7 @@ def answer(
         devices = _devices_compatible(migrant, survey)
     return MigrationCompatibilityStatus(
         source=_source(migrant),
-        device_count=len(migrant.devices),
+        device_count=sum(migrant.asks.values()),
         targets=f"{survey.compatible}/{survey.total}",
         compatible=survey.compatible,
         free=survey.free,
@@ -106,6 +102,10 @@ def condition(status: MigrationCompatibilityStatus, kind: str) -> Condition | No
 def _devices_compatible(migrant: Migrant, survey: Survey) -> Condition:
     text = explain(migrant, survey)
     if survey.compatible:
+        fits = [fit for fit in survey.fits.values() if fit.compatible]
+        if migrant.problem or all(fit.reason == UNKNOWN for fit in fits):
+            text = f"{text.removesuffix('.')}, because policies allow what is unknown there."
+            return Condition(DEVICES_COMPATIBLE, "True", UNKNOWN, text)
         return Condition(DEVICES_COMPATIBLE, "True", COMPATIBLE, text)
     reason = survey.groups[0].reason if survey.total and survey.groups else NO_CANDIDATES
     return Condition(DEVICES_COMPATIBLE, "False", str(reason), text)

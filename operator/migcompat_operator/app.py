@@ -30,6 +30,10 @@ class Options(msgspec.Struct, frozen=True):
     count_delay: float = COUNT_DELAY
 
 
+class StartError(Exception):
+    """The process cannot start as the command line asks; the message says why."""
+
+
 async def run(options: Options) -> None:
     """Run until SIGTERM or SIGINT (kopf handles them), or until a part fails: then its error is raised.
 
@@ -57,7 +61,10 @@ async def run(options: Options) -> None:
         def ready() -> str | None:
             return None if resync.synced else resync.problem
 
-        health = await serve_health(options.health_bind, live, ready, metrics.registry)
+        try:
+            health = await serve_health(options.health_bind, live, ready, metrics.registry)
+        except (ValueError, OSError) as problem:
+            raise StartError(f"--health-bind {options.health_bind}: {problem}") from problem
         try:
             await resync.prime()
             log.info("everything listed; answering")

@@ -11,7 +11,7 @@ import typer
 from migcompat import logs
 from migcompat.kube.config import ConfigError
 
-from migcompat_operator.app import Options, run
+from migcompat_operator.app import Options, StartError, run
 from migcompat_operator.worker import COUNT_DELAY, COUNT_DELAY_LIMIT
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def operator(
     options = Options(health_bind, kubeconfig or None, allow_loosening, count_delay)
     try:
         asyncio.run(run(options))
-    except (ConfigError, ValueError, OSError) as problem:
+    except (ConfigError, StartError) as problem:
         log.error("cannot start: %s", problem)
         raise typer.Exit(2) from problem
 

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from migcompat.api import names
 from migcompat.api.cluster import Pod, VirtualMachineInstanceMigration
+from migcompat.api.compatibilitypolicy import CompatibilityPolicy
 from migcompat.api.migrationcompatibility import MigrationCompatibility
 from migcompat.fleet.fleet import Fleet
 from migcompat.kube.kinds import (
@@ -36,6 +37,7 @@ class Subject(enum.Enum):
 
     QUESTION = "question"
     TARGET = "target"
+    POLICY = "policy"
 
 
 class Dirty:
@@ -84,10 +86,11 @@ class Mirror:
         self.migrations: dict[Key, VirtualMachineInstanceMigration] = {}
         self.migrations_of: dict[Key, set[Key]] = {}
         self.targets: dict[Key, Pod] = {}
+        self.policies: dict[Key, CompatibilityPolicy] = {}
         rows: list[tuple[Resource[Any], Callable[[Any], bool], Callable[[str, str], bool]]] = [
             (VFIONODES, fleet.put_vfionode, lambda _, name: fleet.drop_vfionode(name)),
             (NODES, fleet.put_node, lambda _, name: fleet.drop_node(name)),
-            (POLICIES, fleet.put_policy, lambda _, name: fleet.drop_policy(name)),
+            (POLICIES, self._put_policy, self._drop_policy),
             (PODS, self._put_pod, self._drop_pod),
             (VMIS, fleet.put_vmi, fleet.drop_vmi),
             (VMIMS, self._put_migration, self._drop_migration),
@@ -134,6 +137,16 @@ class Mirror:
         kind.gone = {key: version for key, version in kind.gone.items() if version >= at}
 
     # -- kinds that the operator itself needs to see, beside or instead of the fleet -----------------------
+
+    def _put_policy(self, item: CompatibilityPolicy) -> bool:
+        key = ("", item.metadata.name)
+        self.policies[key] = item
+        self.dirty.mark(Subject.POLICY, key)
+        return self.fleet.put_policy(item)
+
+    def _drop_policy(self, namespace: str, name: str) -> bool:
+        self.policies.pop((namespace, name), None)
+        return self.fleet.drop_policy(name)
 
     def _put_pod(self, item: Pod) -> bool:
         key = (item.metadata.namespace, item.metadata.name)

@@ -32,7 +32,8 @@ VMI_KIND = "VirtualMachineInstance"
 class Plan(msgspec.Struct):
     """What the writer does, in this order.
 
-    ``urgent``: MIGRATABLE or REASON changes. ``survey``: what the answer is made of (None: no answer).
+    ``urgent``: MIGRATABLE or REASON changes. ``survey``: of the VM that has the object's name, if it is what
+    the object asks about.
     """
 
     create: MigrationCompatibility | None = None
@@ -156,7 +157,11 @@ def _desired(
     if isinstance(question, Unanswerable):
         return unanswerable(question.reason, question.message), None
     survey = fleet.survey(question.migrant)
-    return answer(question.migrant, survey, question.vmi), survey
+    asked = question.vmi.metadata.name if question.vmi is not None else ""
+    return (
+        answer(question.migrant, survey, question.vmi),
+        survey if asked == item.metadata.name else None,
+    )
 
 
 def _stamped(old: list[Condition], new: list[Condition], now: str) -> list[Condition]:
@@ -187,12 +192,12 @@ def _verdict_events(
     found = condition(new, MIGRATABLE)
     if found is None or before == after:
         return ()
-    about, cause = say.about_vmi(vmi), f"{before} {after}"
+    about = say.about_vmi(vmi)
     if found.status == "False":
         text = f"{found.reason}: {found.message}"
-        return (Announcement(about, say.WARNING, say.MIGRATION_IMPOSSIBLE, text, cause),)
+        return (Announcement(about, say.WARNING, say.MIGRATION_IMPOSSIBLE, text),)
     if found.status == "True" and before[0] == "False":
-        return (Announcement(about, say.NORMAL, say.MIGRATION_POSSIBLE, found.message, cause),)
+        return (Announcement(about, say.NORMAL, say.MIGRATION_POSSIBLE, found.message),)
     return ()
 
 
@@ -202,14 +207,14 @@ def _annotation_events(vmi: VirtualMachineInstance, allow_loosening: bool) -> tu
     told = []
     if wish.warnings:
         text = "; ".join(wish.warnings) + ". The strict reading counts."
-        told.append(Announcement(about, say.WARNING, say.UNKNOWN_ANNOTATION_VALUE, text))
+        told.append(Announcement(about, say.WARNING, say.UNKNOWN_ANNOTATION_VALUE, text, text))
     if wish.loosened:
         text = f"The VM's annotations loosen the rules for its migrations: {', '.join(wish.loosened)}."
-        told.append(Announcement(about, say.NORMAL, say.RULES_LOOSENED, text))
+        told.append(Announcement(about, say.NORMAL, say.RULES_LOOSENED, text, text))
     if wish.denied:
         text = (
             f"Not honoured: {', '.join(wish.denied)}. "
             "Only the cluster's administrator can allow annotations that loosen the rules."
         )
-        told.append(Announcement(about, say.WARNING, say.LOOSENING_IGNORED, text))
+        told.append(Announcement(about, say.WARNING, say.LOOSENING_IGNORED, text, text))
     return tuple(told)

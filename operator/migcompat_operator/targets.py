@@ -76,10 +76,11 @@ def _is_stamped(pod: Pod, migration_uid: str) -> bool:
 
 def _refused(fleet: Fleet, pod: Pod, refusal: str) -> tuple[Announcement, ...]:
     labels, annotations = pod.metadata.labels or {}, pod.metadata.annotations or {}
-    told = [Announcement(say.about_pod(pod), say.WARNING, say.GUARD_REFUSED, refusal)]
+    cause = pod.metadata.uid
+    told = [Announcement(say.about_pod(pod), say.WARNING, say.GUARD_REFUSED, refusal, cause)]
     vmi = fleet.vmi(pod.metadata.namespace, annotations.get(names.VMI_NAME, ""))
     if vmi is not None and vmi.metadata.uid == labels.get(names.CREATED_BY):
         where = f" on node {pod.spec.node_name}" if pod.spec.node_name else ""
         text = f"Target pod {pod.metadata.name}{where} is deleted: {refusal}"
-        told.append(Announcement(say.about_vmi(vmi), say.WARNING, say.GUARD_REFUSED, text))
+        told.append(Announcement(say.about_vmi(vmi), say.WARNING, say.GUARD_REFUSED, text, cause))
     return tuple(told)

@@ -21,6 +21,7 @@ from migcompat.kube.errors import ApiError
 from migcompat_operator.answer import MIGRATABLE, condition
 from migcompat_operator.metrics import Metrics
 from migcompat_operator.mirror import Key, Mirror, Subject
+from migcompat_operator.policies import governed, policy_status
 from migcompat_operator.reconcile import Plan, reconcile
 from migcompat_operator.retries import Retries
 from migcompat_operator.targets import reconcile_target
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 DEBOUNCE = 0.2
 COUNT_DELAY = 5.0
 COUNT_DELAY_LIMIT = 60.0
+COUNTS_AT_A_TIME = 20
+"""Counts that a pass writes although something new has come; the write limiter makes that a second."""
 BACKOFF_FIRST = 1.0
 BACKOFF_LIMIT = 60.0
 IDLE = 30.0
@@ -40,6 +43,9 @@ STUCK = 300.0
 
 
 Item = tuple[Subject, Key]
+
+POLICIES: Item = (Subject.POLICY, ("", ""))
+"""Stands for all policies: what they govern is found out for all of them at once."""
 
 
 class Worker:
@@ -90,25 +96,57 @@ class Worker:
         self._wake.clear()
         ripe = self._ripe()
         everything, marked = self._mirror.dirty.take()
-        plans: list[tuple[Key, Plan]] = []
-        for subject, key in dict.fromkeys([*marked, *ripe, *(self._everything() if everything else ())]):
+        plans: list[tuple[Item, Plan]] = []
+        for item in dict.fromkeys([*marked, *ripe, *(self._everything() if everything else ())]):
             self._alive = time.monotonic()
-            if subject is Subject.TARGET:
-                await self._target(key)
-            else:
-                plan = await self._question(key)
-                if not plan.is_empty:
-                    plans.append((key, plan))
+            try:
+                plan = await self._look_at(item)
+            except Exception:  # one object that we cannot cope with must not stop the others
+                log.exception("%s: cannot be reconciled", _name(item))
+                self._failed(item)
+                continue
+            if plan is not None and not plan.is_empty:
+                plans.append((item, plan))
             await asyncio.sleep(0)
-        for key, plan in sorted(plans, key=lambda one: not one[1].urgent):
-            self._alive = time.monotonic()
-            await self._carry_out(key, plan, ripe=(Subject.QUESTION, key) in ripe)
+        await self._write(plans, ripe)
         for touch in self._retries.follow_up(
             self._mirror.migrations, self._mirror.started_migrations(), time.monotonic()
         ):
             await self._attempt((Subject.QUESTION, touch.migration), self._writer.touch(touch))
-        if plans:
-            self._count_verdicts()
+        if POLICIES in ripe:
+            await self._policies()
+        self._count_verdicts()
+
+    async def _look_at(self, item: Item) -> Plan | None:
+        """The plan for a question; what else there is, is done at once."""
+        subject, key = item
+        if subject is Subject.QUESTION:
+            return await self._question(key)
+        if subject is Subject.TARGET:
+            await self._target(key)
+        elif item != POLICIES:
+            self._due.setdefault(POLICIES, time.monotonic() + self._count_delay)
+        return None
+
+    async def _write(self, plans: list[tuple[Item, Plan]], ripe: set[Item]) -> None:
+        """Urgent plans first; mere counts make room when something new may be urgent."""
+        for item, plan in plans:
+            if not plan.is_patient:
+                await self._carry_out(item, plan)
+        written = 0
+        for item, plan in plans:
+            if not plan.is_patient:
+                continue
+            await self._writer.say(plan.events)
+            if plan.status is None:
+                continue
+            if item not in ripe:
+                self._due.setdefault(item, time.monotonic() + self._count_delay)
+            elif written >= COUNTS_AT_A_TIME and self._wake.is_set():
+                self._due[item] = time.monotonic()
+            else:
+                written += 1
+                await self._carry_out(item, plan)
 
     async def _wait(self) -> None:
         """Until something is marked or due, or for a moment, to show that the worker lives."""
@@ -133,19 +171,22 @@ class Worker:
         return [
             *((Subject.TARGET, key) for key in self._mirror.targets),
             *((Subject.QUESTION, key) for key in questions),
+            *((Subject.POLICY, key) for key in self._mirror.policies),
         ]
 
     async def _question(self, key: Key) -> Plan:
         """Plan for one name; migrations that may go now are touched before anything is written."""
         mirror = self._mirror
         existing, vmi = mirror.compatibilities.get(key), mirror.fleet.vmi(*key)
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        plan = reconcile(mirror.fleet, existing, vmi, now=now, allow_loosening=self._allow_loosening)
+        plan = reconcile(mirror.fleet, existing, vmi, now=_now(), allow_loosening=self._allow_loosening)
         self._metrics.reconciled.labels(Subject.QUESTION.value).inc()
+        if vmi is None:
+            self._retries.forget(key)
+            return plan
         answered = existing is not None and bool(existing.status.conditions)
         for touch in self._retries.note(
             key,
-            plan.survey if vmi is not None else None,
+            plan.survey,
             before=existing.status.free > 0 if existing is not None and answered else None,
             migrations=[mirror.migrations[one] for one in sorted(mirror.migrations_of.get(key, ()))],
             now=time.monotonic(),
@@ -153,13 +194,10 @@ class Worker:
             await self._attempt((Subject.QUESTION, key), self._writer.touch(touch))
         return plan
 
-    async def _carry_out(self, key: Key, plan: Plan, *, ripe: bool) -> None:
-        item = (Subject.QUESTION, key)
-        if plan.is_patient and not ripe:
-            self._due.setdefault(item, time.monotonic() + self._count_delay)
-            await self._writer.say(plan.events)
-            return
-        if await self._attempt(item, self._writer.question(key, self._mirror.compatibilities.get(key), plan)):
+    async def _carry_out(self, item: Item, plan: Plan) -> None:
+        self._alive = time.monotonic()
+        existing = self._mirror.compatibilities.get(item[1])
+        if await self._attempt(item, self._writer.question(item[1], existing, plan)):
             self._due.pop(item, None)
 
     async def _target(self, key: Key) -> None:
@@ -171,22 +209,34 @@ class Worker:
         if plan.stamp or plan.delete or plan.events:
             await self._attempt((Subject.TARGET, key), self._writer.target(pod, plan))
 
+    async def _policies(self) -> None:
+        """What policies govern are counts: all of them together, when their time has come."""
+        fleet, now = self._mirror.fleet, _now()
+        found = governed(fleet)
+        for key, item in list(self._mirror.policies.items()):
+            self._metrics.reconciled.labels(Subject.POLICY.value).inc()
+            status = policy_status(fleet, item, found.get(item.metadata.name), now=now)
+            if status is not None:
+                await self._attempt((Subject.POLICY, key), self._writer.policy(item, status))
+
     async def _attempt(self, item: Item, action: Awaitable[None]) -> bool:
         """Do it; when the API server refuses or cannot be reached, look at *item* again after a while."""
-        subject, (namespace, name) = item
         try:
             await action
         except ApiError as problem:
-            times = self._failures[item] = self._failures.get(item, 0) + 1
-            delay = min(BACKOFF_FIRST * 2 ** (times - 1), BACKOFF_LIMIT)
-            self._due[item] = time.monotonic() + delay
-            self._metrics.errors.labels(subject.value).inc()
-            log.warning(
-                "%s %s/%s: trying again in %.0f s: %s", subject.value, namespace, name, delay, problem
-            )
+            delay = self._failed(item)
+            log.warning("%s: trying again in %.0f s: %s", _name(item), delay, problem)
             return False
         self._failures.pop(item, None)
         return True
+
+    def _failed(self, item: Item) -> float:
+        """Look at *item* again after the seconds returned, each time twice as many."""
+        times = self._failures[item] = self._failures.get(item, 0) + 1
+        delay = min(BACKOFF_FIRST * 2.0 ** (times - 1), BACKOFF_LIMIT)
+        self._due[item] = time.monotonic() + delay
+        self._metrics.errors.labels(item[0].value).inc()
+        return delay
 
     def _count_verdicts(self) -> None:
         found = Counter(
@@ -197,3 +247,12 @@ class Worker:
         self._metrics.verdicts.clear()
         for (status, reason), count in found.items():
             self._metrics.verdicts.labels(status, reason).set(count)
+
+
+def _name(item: Item) -> str:
+    subject, key = item
+    return f"{subject.value} {'/'.join(filter(None, key))}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -11,11 +11,12 @@ import logging
 import msgspec
 from migcompat.api import names
 from migcompat.api.cluster import Pod
+from migcompat.api.compatibilitypolicy import CompatibilityPolicy, CompatibilityPolicyStatus
 from migcompat.api.migrationcompatibility import MigrationCompatibility
 from migcompat.kube.client import Client
 from migcompat.kube.errors import Conflict, NotFound
 from migcompat.kube.events import EventRecorder
-from migcompat.kube.kinds import COMPATIBILITIES, PODS, VMIMS
+from migcompat.kube.kinds import COMPATIBILITIES, PODS, POLICIES, VMIMS
 
 from migcompat_operator.announcement import Announcement, Said
 from migcompat_operator.metrics import Metrics
@@ -49,7 +50,9 @@ class Writer:
             if plan.delete and item is not None:
                 await self._client.delete(COMPATIBILITIES, name, namespace, uid=item.metadata.uid)
                 self._count("delete")
-                log.info("MigrationCompatibility %s/%s deleted: its VM has no VFIO devices", namespace, name)
+                log.info(
+                    "MigrationCompatibility %s/%s deleted: its VM is over or without devices", namespace, name
+                )
                 return
             if plan.create is not None:
                 item = await self._client.create(COMPATIBILITIES, plan.create, namespace)
@@ -62,11 +65,11 @@ class Writer:
                 self._mirror.put(COMPATIBILITIES, item)
             if item is not None and plan.status is not None:
                 await self._status(item, plan)
-        except NotFound:
-            log.info("MigrationCompatibility %s/%s has gone meanwhile", namespace, name)
-        except Conflict as problem:
+        except (NotFound, Conflict) as problem:
+            # Someone else was faster; the watch brings what there is now.
             log.info("MigrationCompatibility %s/%s changed meanwhile: %s", namespace, name, problem)
-        await self.say(plan.events)
+        else:
+            await self.say(plan.events)
 
     async def target(self, pod: Pod, plan: TargetPlan) -> None:
         """Carry out the plan for a target pod."""
@@ -83,6 +86,18 @@ class Writer:
         except (NotFound, Conflict) as problem:
             log.info("target pod %s/%s has gone meanwhile: %s", meta.namespace, meta.name, problem)
         await self.say(plan.events)
+
+    async def policy(self, item: CompatibilityPolicy, status: CompatibilityPolicyStatus) -> None:
+        """Write the status of a policy."""
+        name = item.metadata.name
+        told = {"devices": 0, "nodes": 0, **msgspec.to_builtins(status)}
+        try:
+            written = await self._client.patch(POLICIES, name, {"status": told}, subresource="status")
+        except NotFound:
+            log.info("CompatibilityPolicy %s has gone meanwhile", name)
+            return
+        self._count("policy-status")
+        self._mirror.put(POLICIES, written)
 
     async def touch(self, touch: Touch) -> None:
         """Make virt-controller try a migration again now."""

@@ -49,7 +49,7 @@ def plane(binaries: build.Binaries) -> Iterator[ControlPlane]:
         yield running
 
 
-async def eventually(check: Callable[[], Awaitable[T | None]], what: str) -> T:
+async def eventually(check: Callable[[], Awaitable[T | None]], what: str | Callable[[], str]) -> T:
     """The first result of *check* that is neither None nor False; fails after the deadline."""
     deadline = time.monotonic() + DEADLINE
     while True:
@@ -57,7 +57,8 @@ async def eventually(check: Callable[[], Awaitable[T | None]], what: str) -> T:
         if found is not None and found is not False:
             return found
         if time.monotonic() > deadline:
-            pytest.fail(f"did not happen within {DEADLINE:.0f} s: {what}")
+            told = what if isinstance(what, str) else what()
+            pytest.fail(f"did not happen within {DEADLINE:.0f} s: {told}")
         await asyncio.sleep(0.1)
 
 
@@ -94,7 +95,7 @@ class Operator:
             except OSError:
                 return False
 
-        await eventually(ready, f"operator ready; its log:\n{self.log.read_text()}")
+        await eventually(ready, lambda: f"operator ready; its log:\n{self.log.read_text()}")
 
     def get(self, path: str) -> str:
         """The body of a page of its health server. Raises OSError (HTTPError for another status than 200)."""
@@ -221,10 +222,13 @@ class World:
     async def becomes(self, plane: ControlPlane, name: str, *columns: str) -> None:
         """Wait until the object prints like this."""
 
-        async def check() -> bool:
-            return await self.row(plane, name) == [name, *columns]
+        seen: list[str] = []
 
-        await eventually(check, f"{name} prints {columns}, not {await self.row(plane, name)}")
+        async def check() -> bool:
+            seen[:] = await self.row(plane, name)
+            return seen == [name, *columns]
+
+        await eventually(check, lambda: f"{name} prints {columns}, not {seen}")
 
     async def events(self, about: str, reason: str) -> list[Event]:
         """Events about an object (by name) with a reason."""
