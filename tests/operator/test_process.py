@@ -326,8 +326,9 @@ async def test_policies_change_answers_and_say_what_they_govern(
     plane.apply({**meta, "spec": spec})
 
     async def governs() -> bool:
-        row = plane.kubectl("get", "compatpolicy", "p", "--no-headers").split()
-        return row[:2] + row[-5:-1] == ["p", "nvidia", "2", "2", "True", "Accepted"]
+        status = plane.get("compatpolicy", "p").get("status", {})
+        accepted = [c["status"] for c in status.get("conditions", []) if c["type"] == "Accepted"]
+        return (status.get("devices"), status.get("nodes"), accepted) == (2, 2, ["True"])
 
     await eventually(governs, lambda: plane.kubectl("get", "compatpolicy", "p", "-o", "yaml"))
     await world.becomes(plane, "vm-a", "node-1", "1", "1/1", "1", "True", "Compatible")
