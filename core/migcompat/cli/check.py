@@ -102,22 +102,23 @@ def _read_policy(place: Path | None) -> Policy:
         raise ArgumentError(f"policy file {place} is longer than {MAX_POLICY} bytes")
     try:
         return parse_policy(yaml.load(text, Loader=_UniqueKeyLoader))  # noqa: S506 (derived from SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"policy file {place} is not YAML: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise ArgumentError(f"policy file {place} is nested too deeply") from error
     except PolicyError as error:
         raise ArgumentError(f"policy file {place}: {error}") from error
+    except RecursionError as error:
+        raise ArgumentError(f"policy file {place} is nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what YAML takes for a date and is none
+        raise ArgumentError(f"policy file {place} is not YAML: {' '.join(str(error).split())}") from error
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
     """Refuses a key that is given twice, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen = set()
+        for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} is given twice", node.start_mark
                 )
+            seen.add(key)
         return super().construct_mapping(node, deep)

@@ -49,7 +49,7 @@ class Rules(msgspec.Struct, frozen=True):
     ordered: frozenset[str]
     ignored: frozenset[str]
     dynamic: frozenset[str]
-    off: Mapping[str, frozenset[str]]
+    off: Mapping[str, frozenset[str | None]]
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -78,7 +78,10 @@ def rules(policy: Policy, sets: tuple[str, ...] = (), dynamic: tuple[str, ...] =
         ordered=_names(policy.ordered_attributes),
         ignored=_names(policy.ignored_attributes),
         dynamic=frozenset(filter(may_be_dynamic, _names((*policy.dynamic_attributes, *dynamic)))),
-        off={canonical_name(name): frozenset(values) for name, values in policy.off_values.items()},
+        off={
+            (name := canonical_name(key)): frozenset(_canonical(name, value) for value in values)
+            for key, values in policy.off_values.items()
+        },
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from migcompat.engine.attributes import Draft, checked_self
+from migcompat.engine.attributes import MAX_ENTRIES, Draft, checked_self
 from migcompat.engine.declaration import Declaration, Kind, Presence, SelfSet
 from migcompat.engine.templates import TemplateError, understand
 
@@ -46,6 +46,9 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
 DEFAULT_POLICY = Policy()
 
 _KEYS = frozenset(field.encode_name for field in msgspec.structs.fields(Policy))
+_DEEPEST = 2
+"""Containers below a key: ``offValues: {attr: [value]}``, ``compatible: [{attr: pattern}]``."""
+
 _TEXT_KEYS = _KEYS - {"requireReturnPath"}
 
 
@@ -81,6 +84,8 @@ def check_policy(policy: Policy) -> None:
     draft = _drafted(policy.supplied_self, literal=True)
     if draft.problem:
         raise PolicyError(f"self: {draft.problem}")
+    if len(policy.supplied_compatible) > MAX_ENTRIES:
+        raise PolicyError(f"compatible: holds more than {MAX_ENTRIES} entries")
     for index, attributes in enumerate(policy.supplied_compatible):
         draft = _drafted(attributes, literal=False)
         if draft.problem:
@@ -128,16 +133,18 @@ def _drafted(attributes: Mapping[str, str], *, literal: bool) -> Draft:
     return draft
 
 
-def _require_text(value: object, place: str) -> None:
+def _require_text(value: object, place: str, depth: int = 0) -> None:
     """Raise PolicyError unless all that *value* holds, keys included, are strings."""
+    if depth > _DEEPEST:
+        raise PolicyError(f"{place}: is nested too deeply")
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str):
                 raise PolicyError(f"{place}: the name {key!r} is {_kind_of(key)}, not a string: quote it")
-            _require_text(inner, f"{place}.{key}")
+            _require_text(inner, f"{place}.{key}", depth + 1)
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            _require_text(inner, f"{place}[{index}]")
+            _require_text(inner, f"{place}[{index}]", depth + 1)
     elif not isinstance(value, str):
         raise PolicyError(f"{place}: {value!r} is {_kind_of(value)}, not a string: quote it")
 

@@ -10,7 +10,13 @@ from migcompat.engine.attributes import MAX_DOCUMENT, MAX_ENTRIES, MAX_VALUE, SO
 from migcompat.engine.declaration import Acceptance, Declaration, Kind, Presence, SelfSet
 from migcompat.engine.layouts import l1, l2, l3, l4
 from migcompat.engine.layouts.raw import Fault, Flaw, Raw, RawSet, flawed
-from migcompat.sysfs.reader import AbsentError, DeviceDirectory, MalformedFileError, ReadError
+from migcompat.sysfs.reader import (
+    AbsentError,
+    DeviceDirectory,
+    MalformedFileError,
+    ReadError,
+    UnreadableError,
+)
 
 MAX_ATTRIBUTES = 512
 """Attributes of one L1 or L4 directory that are read; more are malformed, so that reading stays bounded."""
@@ -35,22 +41,23 @@ def read_declaration(device_dir: Path, kind: Kind | None = None) -> Declaration:
         return Declaration(kind or Kind.PHYSICAL)
     except ReadError as error:
         return _hopeless(kind or Kind.PHYSICAL, "", _flaw("the device directory", error))
-    if kind is None:
-        kind = Kind.MDEV if device.has(_L4) else Kind.PHYSICAL
-    found = _read_migration(device, kind)
-    if found is None and device.has(_L3):
-        document = _document(device, _L3)
-        if document is not None:
-            found = Declaration(kind, *l3.read(document, kind), layout="L3")
-    if found is None and kind is Kind.MDEV:
-        found = _read_type_directory(device)
+    try:
+        if kind is None:
+            kind = Kind.MDEV if device.has(_L4) else Kind.PHYSICAL
+        found = _read_migration(device, kind) or _read_sections(device, kind)
+        if found is None and kind is Kind.MDEV:
+            found = _read_type_directory(device)
+    except ReadError as error:
+        return _hopeless(kind or Kind.PHYSICAL, "", _flaw("the device directory", error))
     return found or Declaration(kind)
 
 
 def _read_migration(device: DeviceDirectory, kind: Kind) -> Declaration | None:
     """L1 and L2, or None when ``migration`` has neither a self nor entries."""
+    if not device.has(_MIGRATION):
+        return None
     try:
-        if not device.has(_MIGRATION) or not device.is_directory(_MIGRATION):
+        if not device.is_directory(_MIGRATION):
             return None
         names = device.names(_MIGRATION)
     except AbsentError:
@@ -63,6 +70,14 @@ def _read_migration(device: DeviceDirectory, kind: Kind) -> Declaration | None:
     own, own_is_file = _read_self(device, kind) if "self" in names else (SelfSet(), False)
     accepts, accepts_is_file = _read_entries(device, "compatible" in names, siblings)
     return Declaration(kind, own, accepts, "L2" if own_is_file or accepts_is_file else "L1")
+
+
+def _read_sections(device: DeviceDirectory, kind: Kind) -> Declaration | None:
+    """L3, or None when there is no such file."""
+    if not device.has(_L3):
+        return None
+    document = _document(device, _L3)
+    return None if document is None else Declaration(kind, *l3.read(document, kind), layout="L3")
 
 
 def _read_self(device: DeviceDirectory, kind: Kind) -> tuple[SelfSet, bool]:
@@ -158,10 +173,10 @@ def _read_type_directory(device: DeviceDirectory) -> Declaration | None:
     try:
         directory = device.linked(_L4)
         names = [name for name in directory.names("") if l4.is_attribute(name)]
-    except AbsentError:
-        return None
-    except ReadError as error:
+    except UnreadableError as error:
         return _hopeless(Kind.MDEV, "L4", _flaw(_L4, error))
+    except ReadError:  # no link, or one that leads nowhere, or to no directory: no layout
+        return None
     if SOFTWARE_VERSION not in names:
         return None
     if len(names) > MAX_ATTRIBUTES:

@@ -51,8 +51,12 @@ class DeviceDirectory:
         return self._root.rpartition("/")[2]
 
     def has(self, name: str) -> bool:
-        """Whether there is anything called *name*, be it a link that leads nowhere."""
-        return os.path.lexists(f"{self._root}/{name}")
+        """Whether there is anything called *name*, be it a link that leads nowhere. Raises ReadError."""
+        try:
+            _status(f"{self._root}/{name}")
+        except AbsentError:
+            return False
+        return True
 
     def is_directory(self, name: str) -> bool:
         """Whether *name* is a directory; a link is followed if it stays inside. Raises ReadError."""

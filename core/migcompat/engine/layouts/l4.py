@@ -53,15 +53,15 @@ def read(type_name: str, files: Mapping[str, Raw], instance: Mapping[str, Raw]) 
     where a list of the same name says what it accepts.
     """
     lists = {
-        canonical_name(name.removeprefix(_LIST)): raw
+        name.removeprefix(_LIST): raw
         for name, raw in sorted(files.items())
         if name.startswith(_LIST) and name != COMPATIBLE_TYPE
     }
     fixed = {DEVICE_API: files.get(DEVICE_API), SOFTWARE_VERSION: files.get(SOFTWARE_VERSION)}
     own = Draft(literal=True)
     _fill(own, type_name, fixed)
-    own_lists = {name: raw for name, raw in lists.items() if name not in map(canonical_name, instance)}
-    _fill(own, None, own_lists)
+    known = set(map(canonical_name, instance))
+    _fill(own, None, {name: raw for name, raw in lists.items() if canonical_name(name) not in known})
     _fill(own, None, instance)
     accepted, unread = _accepted_types(files.get(COMPATIBLE_TYPE, b""))
     entries = []
@@ -70,7 +70,8 @@ def read(type_name: str, files: Mapping[str, Raw], instance: Mapping[str, Raw]) 
         if isinstance(name, Flaw):
             note(draft, name)
         else:
-            _fill(draft, name, {**fixed, **lists})
+            _fill(draft, name, fixed)
+            _fill(draft, None, lists)
         unread = unread or draft.unreadable
         entries.append(draft.entry())
     dynamic = files.get(DYNAMIC_RESOURCES, b"")
@@ -83,7 +84,7 @@ def read(type_name: str, files: Mapping[str, Raw], instance: Mapping[str, Raw]) 
         except MalformedError as error:
             own.spoil(f"{DYNAMIC_RESOURCES} {error}")
     accepts = bounded(entries, unread)
-    named = {"dynamic": dynamic_names(files), "sets": tuple(sorted(lists))}
+    named = {"dynamic": dynamic_names(files), "sets": tuple(sorted(set(map(canonical_name, lists))))}
     return own.self_set(kind=Kind.MDEV), msgspec.structs.replace(accepts, **named)
 
 

@@ -1,0 +1,179 @@
+"""Policies: their keys, their errors, and what they supply (semantics §5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from migcompat.engine.declaration import Acceptance, Declaration, Entry, Kind, Presence, SelfSet
+from migcompat.engine.policy import (
+    DEFAULT_POLICY,
+    Choice,
+    Policy,
+    PolicyError,
+    VersionScheme,
+    check_policy,
+    parse_policy,
+    supply,
+)
+from migcompat.engine.verdict import decide
+
+from tests.engine.builders import ENTRY, SELF, own, source, target
+
+NOTHING = Declaration(Kind.MDEV)
+
+
+class TestParse:
+    def test_nothing_is_the_default(self) -> None:
+        assert parse_policy(None) == parse_policy({}) == DEFAULT_POLICY
+
+    def test_every_key(self) -> None:
+        parsed = parse_policy(
+            {
+                "versionScheme": "dotted",
+                "crossType": "Deny",
+                "setAttributes": ["a"],
+                "orderedAttributes": ["b"],
+                "ignoredAttributes": ["c"],
+                "dynamicAttributes": [],
+                "offValues": {"d": ["off", "none"]},
+                "requireReturnPath": True,
+                "unknown": "Allow",
+                "self": {"type": "T"},
+                "compatible": [{"type": "T{n:int:1,2}"}],
+            }
+        )
+        assert parsed == Policy(
+            VersionScheme.DOTTED,
+            Choice.DENY,
+            ("a",),
+            ("b",),
+            ("c",),
+            (),
+            {"d": ("off", "none")},
+            True,
+            Choice.ALLOW,
+            {"type": "T"},
+            ({"type": "T{n:int:1,2}"},),
+        )
+
+    @pytest.mark.parametrize(
+        ("raw", "said"),
+        [
+            ([], "a policy is a mapping"),
+            ("x", "a policy is a mapping"),
+            ({"ignored": ["x"]}, "unknown key 'ignored'"),
+            ({"selector": {}}, "unknown key 'selector'"),
+            ({True: 1}, "unknown key True"),
+            ({"offValues": {"x": [False]}}, "offValues.x[0]: False is a boolean, not a string: quote it"),
+            ({"offValues": {False: ["x"]}}, "the name False is a boolean"),
+            ({"offValues": {"x": "off"}}, "offValues"),
+            ({"offValues": ["x"]}, "offValues"),
+            ({"self": {"software_version": 1.2}}, "self.software_version: 1.2 is a number"),
+            ({"self": {"aggregator": 2}}, "self.aggregator: 2 is a number"),
+            ({"self": {"x": None}}, "self.x: None is empty"),
+            ({"self": {"x": ["a"]}}, "self"),
+            ({"compatible": [{"x": True}]}, "compatible[0].x: True is a boolean"),
+            ({"compatible": {"x": "1"}}, "compatible"),
+            ({"setAttributes": None}, "setAttributes: None is empty"),
+            ({"setAttributes": "features"}, "setAttributes"),
+            ({"setAttributes": [1]}, "setAttributes[0]: 1 is a number"),
+            ({"unknown": False}, "unknown: False is a boolean"),
+            ({"unknown": "allow"}, "unknown"),
+            ({"versionScheme": "semantic"}, "versionScheme"),
+            ({"crossType": "No"}, "crossType"),
+            ({"requireReturnPath": "true"}, "requireReturnPath"),
+            ({"requireReturnPath": 1}, "requireReturnPath"),
+            ({"self": {"x": "{v:int:1}"}}, "self: x holds a brace"),
+            ({"self": {"pci_id": "1"}}, "self: pci_id"),
+            ({"self": {"type": "T", "mdev_type": "U"}}, "given twice"),
+            ({"self": {"": "1"}}, "empty key"),
+            ({"self": {"x": "\x00"}}, "not printable"),
+            ({"self": {"x": "é"}}, "not printable"),
+            ({"self": {"x": "y" * 4097}}, "longer than 4096"),
+            ({"compatible": [{}, {"x": "{v}"}]}, "compatible[1]: the template variable v is not declared"),
+            ({"compatible": [{"chpid_type": "x"}]}, "compatible[0]: chpid_type"),
+            ({"compatible": [{}] * 257}, "more than 256 entries"),
+            ({"offValues": {"x": [[["y"]]]}}, "nested too deeply"),
+        ],
+    )
+    def test_errors_name_the_key(self, raw: Any, said: str) -> None:
+        with pytest.raises(PolicyError) as caught:
+            parse_policy(raw)
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_a_policy_decoded_elsewhere_can_be_checked(self) -> None:
+        check_policy(DEFAULT_POLICY)
+        with pytest.raises(PolicyError):
+            check_policy(Policy(supplied_self={"x": "{"}))
+
+
+class TestSupply:
+    def test_nothing_to_supply(self) -> None:
+        assert supply(source(), DEFAULT_POLICY) == source()
+        assert supply(NOTHING, Policy(supplied_self={}, supplied_compatible=({},))) == NOTHING
+
+    def test_an_absent_self_is_supplied_whole(self) -> None:
+        filled = supply(NOTHING, Policy(supplied_self=SELF))
+        assert filled.self == SelfSet(Presence.PRESENT, SELF)
+
+    def test_what_is_there_stays(self) -> None:
+        filled = supply(source(x=""), Policy(supplied_self={"type": "U", "x": "1", "y": "2"}))
+        assert filled.self.attributes == {**SELF, "x": "", "y": "2"}
+
+    def test_supplied_names_and_values_are_made_canonical(self) -> None:
+        policy = Policy(supplied_self={"mdev_type": "U", "device_id": "8086:591E", "x": '" 1 "'})
+        assert supply(source(), policy).self.attributes == {**SELF, "x": " 1 "}
+        incomplete = Declaration(Kind.MDEV, own({"software_version": "1.0.0", "device_api": "vfio_pci"}))
+        assert supply(incomplete, policy).self.attributes["pci_id"] == "8086591e"
+
+    def test_a_missing_must_attribute_may_be_supplied(self) -> None:
+        """Readers never derive ``pci_id`` from vendor and device; a provider may supply it (semantics §3)."""
+        left = {name: value for name, value in SELF.items() if name != "pci_id"}
+        device = Declaration(Kind.PHYSICAL, own(left, Kind.PHYSICAL))
+        assert device.self.presence is Presence.MALFORMED
+        filled = supply(device, Policy(supplied_self={"pci_id": "8086591d"}))
+        assert filled.self == SelfSet(Presence.PRESENT, SELF)
+
+    def test_still_missing_is_still_malformed(self) -> None:
+        filled = supply(NOTHING, Policy(supplied_self={"type": "T"}))
+        assert filled.self.presence is Presence.MALFORMED
+        assert filled.self.problem == "self lacks software_version"
+
+    @pytest.mark.parametrize("presence", [Presence.MALFORMED, Presence.UNREADABLE])
+    def test_what_was_malformed_or_unreadable_stays_so(self, presence: Presence) -> None:
+        spoiled = SelfSet(presence, {}, "why")
+        filled = supply(Declaration(Kind.MDEV, spoiled), Policy(supplied_self=SELF))
+        assert filled.self == spoiled
+
+    def test_entries_are_appended(self) -> None:
+        policy = Policy(supplied_compatible=({"mdev_type": "U"}, {}, {"type": "V"}))
+        filled = supply(target(ENTRY), policy)
+        assert [entry.attributes for entry in filled.accepts.entries] == [ENTRY, {"type": "U"}, {"type": "V"}]
+        filled = supply(NOTHING, policy)
+        assert filled.accepts == Acceptance(Presence.PRESENT, (Entry({"type": "U"}), Entry({"type": "V"})))
+
+    @pytest.mark.parametrize("presence", [Presence.MALFORMED, Presence.UNREADABLE])
+    def test_entries_are_appended_to_what_could_not_be_used(self, presence: Presence) -> None:
+        device = Declaration(Kind.MDEV, own(SELF), Acceptance(presence, problem="why"))
+        filled = supply(device, Policy(supplied_compatible=(ENTRY,)))
+        assert filled.accepts.presence is presence
+        assert decide(source(), filled).compatible
+
+    def test_a_malformed_supplied_part_never_raises(self) -> None:
+        policy = Policy(supplied_self={"x": "{"}, supplied_compatible=({"pci_id": "x"}, {"type": "{"}))
+        filled = supply(source(), policy)
+        assert filled.self.presence is Presence.MALFORMED
+        assert decide(source(), filled, policy).reason == "NoCompatibleEntry"
+
+    def test_real_hardware_that_says_nothing(self) -> None:
+        """What the text of §5 is for: both sides say nothing, the policy says it for them."""
+        policy = Policy(supplied_self=SELF, supplied_compatible=(ENTRY,))
+        found = decide(supply(NOTHING, policy), supply(NOTHING, policy), policy)
+        assert (found.compatible, found.rank) == (True, (0, 0, 0, 0))
+
+    def test_a_supplied_device_survives_encoding(self) -> None:
+        filled = supply(NOTHING, Policy(supplied_self=SELF, supplied_compatible=(ENTRY,)))
+        assert msgspec.json.decode(msgspec.json.encode(filled), type=Declaration) == filled
