@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,8 @@ from migcompat.kube.config import ConfigError
 from migcompat_deviceplugin.app import Settings, run
 
 log = logging.getLogger(__name__)
+
+_DOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -50,6 +53,7 @@ def serve(  # noqa: PLR0917 - typer makes flags of them
     try:
         logs.set_up(log_level)
         parse_bind(health_bind)
+        check_domain(resource_domain)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     try:
@@ -74,6 +78,12 @@ def serve(  # noqa: PLR0917 - typer makes flags of them
     except (ConfigError, OSError) as error:
         log.error("%s", error)
         raise typer.Exit(1) from error
+
+
+def check_domain(domain: str) -> None:
+    """Raises ValueError for a *domain* under which the kubelet takes no extended resource."""
+    if not _DOMAIN.fullmatch(domain) or f".{domain}".endswith(".kubernetes.io"):
+        raise ValueError(f"resource domain {domain!r} is not a DNS name outside kubernetes.io")
 
 
 def main() -> None:

@@ -52,9 +52,11 @@ class Preferred:
                 async with asyncio.timeout(DEADLINE):
                     chosen = await self._for_target(resource, available, size)
             except (ApiError, TimeoutError) as error:
-                log.warning(
-                    "%s: choosing without knowing the waiting targets: %s", resource, error or "too slow"
-                )
+                why = error if isinstance(error, ApiError) else f"no answer within {DEADLINE:g} s"
+                log.warning("%s: choosing without knowing the waiting targets: %s", resource, why)
+            except Exception:
+                # An error would fail the pod for good; whatever went wrong, any free device will do.
+                log.exception("%s: choosing without knowing the waiting targets", resource)
         if not set(must_include) <= set(chosen):
             chosen = []
         order = [*must_include, *chosen, *self._common_first(available)]

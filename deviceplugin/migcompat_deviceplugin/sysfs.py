@@ -74,12 +74,13 @@ class Sysfs:
         self._busy: asyncio.Lock = asyncio.Lock()
         self._stuck = 0
 
-    async def scan(self, deadline: float = SCAN_DEADLINE) -> Inventory:
+    async def scan(self, deadline: float | None = None) -> Inventory:
         """Look at all devices now. Raises SysfsError when that fails or takes longer than *deadline* seconds.
 
         After it, :attr:`last` is what was found; after an error it is what it was before. One scan runs at a
         time: a hanging driver must not collect a thread for every caller.
         """
+        deadline = SCAN_DEADLINE if deadline is None else deadline
         try:
             async with asyncio.timeout(deadline), self._busy:
                 if self._stuck:

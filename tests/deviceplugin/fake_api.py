@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,12 +20,13 @@ Key = tuple[str, str, str]
 
 
 class FakeApi:
-    """Objects by (plural, namespace, name). ``requests``: method and path; ``broken``: plurals that fail."""
+    """Objects by (plural, namespace, name). ``requests``: methods and paths. ``broken``, ``hanging``: plurals."""
 
     def __init__(self) -> None:
         self.objects: dict[Key, Object] = {}
         self.requests: list[tuple[str, str]] = []
         self.broken: set[str] = set()
+        self.hanging: set[str] = set()
         self.version = 0
         self.url = ""
 
@@ -55,6 +57,8 @@ class FakeApi:
         parts = parts[3:] if parts[0] == "apis" else parts[2:]
         namespace = parts[1] if parts[0] == "namespaces" else ""
         plural, *rest = parts[2:] if namespace else parts
+        if plural in self.hanging:
+            await asyncio.sleep(60)
         if plural in self.broken or "*" in self.broken:
             return _status(503, "ServiceUnavailable", f"{plural} are out of order")
         if not rest:

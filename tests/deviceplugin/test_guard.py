@@ -10,6 +10,7 @@ from migcompat.api.meta import ObjectMeta
 from migcompat.fleet.migrant import Migrant, MigrantDevice, Mode
 from migcompat.fleet.stamp import encode
 from migcompat.kube.kinds import PODS
+from migcompat_deviceplugin import guard, inquiry
 
 from tests.deviceplugin.world import CONTAINER, POOL, SOURCE, World, eventually, uuid
 from tests.support import fleets
@@ -163,6 +164,29 @@ async def test_stamp_counts_when_the_source_cannot_be_asked(node: World) -> None
     async with node.running():
         await node.registered()
         await node.start_target(pod)
+
+
+async def test_stamp_counts_when_the_api_server_hangs(node: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inquiry, "SOURCE_DEADLINE", 0.2)
+    node.add(1, "1.0.0")
+    pod = node.target_pod(annotations={names.SOURCE: stamp("1.0.0")})
+    node.api.hanging.add("virtualmachineinstances")
+    async with node.running():
+        await node.registered()
+        await node.start_target(pod)
+
+
+async def test_guard_answers_before_the_kubelet_gives_up(
+    node: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert guard.DEADLINE < 30
+    monkeypatch.setattr(guard, "DEADLINE", 0.5)
+    node.add(1, "1.0.0")
+    pod = node.target_pod()
+    node.api.hanging.add("compatibilitypolicies")
+    async with node.running():
+        await node.registered()
+        assert "migcompat guard: DeadlineExceeded: " in await refused(node, pod)
 
 
 async def test_refusing_stamp_refuses(node: World) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import aiohttp
+import pytest
 import yaml
 
 from tests.deviceplugin.world import NODE, POOL, World, uuid
@@ -99,8 +100,16 @@ async def test_process_that_replaces_a_killed_one_serves_again(node: World) -> N
         await asyncio.wait_for(second.communicate(), 20)
 
 
-async def test_unusable_arguments_are_named(node: World) -> None:
-    process = await start(node, node.sysfs, 0, "--log-level=loud")
+@pytest.mark.parametrize(
+    ("flag", "named"),
+    [
+        ("--log-level=loud", b"loud"),
+        ("--resource-domain=devices.kubernetes.io", b"devices.kubernetes.io"),
+        ("--boot-id-file=/nowhere", b"--boot-id-file"),
+    ],
+)
+async def test_unusable_arguments_are_named(node: World, flag: str, named: bytes) -> None:
+    process = await start(node, node.sysfs, 0, flag)
     _, text = await asyncio.wait_for(process.communicate(), 20)
     assert process.returncode == 2
-    assert b"loud" in text
+    assert named in text
