@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 CRDS = ROOT / "charts" / "migcompat" / "files" / "crds"
+KUBEVIRT_CRDS = ROOT / "tests" / "cluster" / "kubevirt" / "crds.yaml"
 DEADLINE = 60.0
 """Seconds for anything to happen; generous, because the machine may be busy."""
 
@@ -251,36 +252,15 @@ def world(client: Client) -> World:
     return World(client)
 
 
-def kubevirt_crds() -> str:
-    """The kinds of KubeVirt that we read, as small CRDs."""
-    return yaml.safe_dump_all(
-        [
-            _crd("VirtualMachineInstance", "virtualmachineinstances", "vmi", status=False),
-            _crd("VirtualMachineInstanceMigration", "virtualmachineinstancemigrations", "vmim", status=True),
-        ]
-    )
-
-
-def _crd(kind: str, plural: str, short: str, *, status: bool) -> dict[str, Any]:
-    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    version = {
-        "name": "v1",
-        "served": True,
-        "storage": True,
-        "schema": {"openAPIV3Schema": schema},
-        **({"subresources": {"status": {}}} if status else {}),
-    }
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{plural}.kubevirt.io"},
-        "spec": {
-            "group": "kubevirt.io",
-            "scope": "Namespaced",
-            "names": {"kind": kind, "plural": plural, "singular": kind.lower(), "shortNames": [short]},
-            "versions": [version],
-        },
-    }
+def install_kubevirt(plane: ControlPlane, *, loose: bool = False) -> None:
+    """KubeVirt's kinds; *loose*: of a version whose VMIs may hold anything."""
+    kinds = list(yaml.safe_load_all(KUBEVIRT_CRDS.read_text()))
+    if loose:
+        for kind in kinds:
+            schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+            kind["spec"]["versions"][0]["schema"] = {"openAPIV3Schema": schema}
+    plane.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(kinds))
+    plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
 
 
 def _node_info(boot_id: str) -> dict[str, str]:

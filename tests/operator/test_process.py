@@ -16,7 +16,7 @@ from migcompat.kube.client import Client
 from migcompat.kube.errors import NotFound
 from migcompat.kube.kinds import COMPATIBILITIES, PODS, VFIONODES, VMIMS, VMIS
 
-from tests.operator.conftest import Operator, World, eventually, kubevirt_crds
+from tests.operator.conftest import Operator, World, eventually, install_kubevirt
 from tests.support.fleets import POOL, declared, vfionode, vmi
 
 if TYPE_CHECKING:
@@ -57,18 +57,20 @@ async def test_waits_for_kubevirt_and_answers_as_soon_as_it_is_there(
 ) -> None:
     await operator.start()
     assert "virtualmachineinstances.kubevirt.io: its CRD is not installed" in operator.log.read_text()
-    plane.kubectl("apply", "-f", "-", stdin=kubevirt_crds())
-    plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    install_kubevirt(plane)
     await populate(world, {"n2": "1.1.0"})
     await world.becomes(plane, "vm-a", "node-1", "1", "1/1", "1", "True", "Compatible")
     assert operator.runs
+    for kind in ("nodes", "pods", "vmi", "vfionodes", "migcompat"):
+        for item in plane.get(kind, "-A")["items"]:
+            noted = [*item["metadata"].get("annotations", {}), *item["metadata"].get("finalizers", [])]
+            assert not [note for note in noted if "kopf" in note], f"kopf wrote on {kind}"
 
 
 @pytest.fixture
 def kubevirt(plane: ControlPlane) -> None:
     """KubeVirt's kinds are there."""
-    plane.kubectl("apply", "-f", "-", stdin=kubevirt_crds())
-    plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    install_kubevirt(plane)
 
 
 @pytest.mark.usefixtures("kubevirt")
@@ -240,10 +242,10 @@ async def test_unknown_annotation_values_are_told_and_enforce(
     assert len(await world.events("vm-a", "UnknownAnnotationValue")) == 1
 
 
-@pytest.mark.usefixtures("kubevirt")
 async def test_an_object_that_does_not_decode_does_not_stop_the_others(
     plane: ControlPlane, operator: Operator, world: World, client: Client
 ) -> None:
+    install_kubevirt(plane, loose=True)
     await populate(world, {"n2": "1.1.0"})
     await operator.start()
     odd = {"domain": {"devices": {"gpus": "many"}}}
@@ -344,8 +346,7 @@ async def test_survives_kubevirt_being_removed(
     plane.kubectl("delete", "crd", "virtualmachineinstances.kubevirt.io", "--timeout=60s")
     await gone(client)
     assert operator.runs, operator.log.read_text()
-    plane.kubectl("apply", "-f", "-", stdin=kubevirt_crds())
-    plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    install_kubevirt(plane)
     reborn = await world.vmi(vmi("vm-a", "node-1"))
     await client.delete(PODS, "virt-launcher-vm-a-src", NAMESPACE)
     assert reborn.metadata.uid
