@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import subprocess
 import time
@@ -94,12 +93,12 @@ class Installed:
         body = '{"apiVersion": "migcompat.io/v1alpha1", "kind": "VFIONode", "metadata": {"name": "probe"}}'
         deadline = time.monotonic() + 30
         while True:
-            with contextlib.suppress(ClusterError):
+            try:
                 self.plane.kubectl("create", "--dry-run=server", "-f", "-", stdin=body)
-                time.sleep(0.1)
-                assert time.monotonic() < deadline, "the policies are not in force"
-                continue
-            return
+            except ClusterError:
+                return
+            assert time.monotonic() < deadline, "the policies are not in force"
+            time.sleep(0.1)
 
     @functools.cache  # noqa: B019 - lives as long as the session's cluster
     def agent(self, node: str) -> str:

@@ -1,0 +1,132 @@
+"""What is derived from the chart is up to date, works without helm, and documented commands do too."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from tests.chart.support import CHART, ROOT, Installed
+from tests.cluster.binaries.build import Binaries
+from tests.cluster.controlplane import ControlPlane
+from tests.tools.chart_reference import documented, leaves
+from tests.tools.render_manifests import NAMESPACE, rendered
+
+
+@pytest.fixture(scope="module")
+def plain(binaries: Binaries) -> Iterator[ControlPlane]:
+    """A control plane with deploy/manifests.yaml and certificates, and no helm."""
+    with ControlPlane(binaries) as plane:
+        plane.kubectl("apply", "--server-side", "-f", str(ROOT / "deploy" / "manifests.yaml"))
+        shell(plane, str(ROOT / "deploy" / "certificates.sh"), NAMESPACE, "10.96.0.50", "ext.example.org")
+        yield plane
+
+
+def shell(plane: ControlPlane, *command: str, stdin: str = "") -> str:
+    """Runs a command of the documentation as the administrator."""
+    environment = {
+        "PATH": f"{plane.binaries.kubectl.parent}:{os.environ['PATH']}",
+        "KUBECONFIG": str(plane.kubeconfig),
+        "HOME": str(plane.directory),
+    }
+    result = subprocess.run(
+        command, input=stdin, capture_output=True, text=True, timeout=60, check=False, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_derived_files_are_up_to_date(binaries: Binaries) -> None:
+    for path, text in rendered(binaries).items():
+        assert path.read_text() == text, f"{path.relative_to(ROOT)} is out of date: run `make manifests`"
+
+
+def test_every_value_is_explained() -> None:
+    text = (CHART / "values.yaml").read_text()
+    groups = ("resources", "nodeSelector")
+    assert documented(text) == set(leaves(yaml.safe_load(text), groups))
+
+
+def test_plain_manifests_hold_no_key_and_no_traces_of_helm() -> None:
+    text = (ROOT / "deploy" / "manifests.yaml").read_text()
+    assert "kind: Secret" not in text
+    assert "helm" not in text.removeprefix(text.splitlines()[0]).lower()
+
+
+def test_plain_manifests_install_everything(plain: ControlPlane) -> None:
+    assert plain.kubectl("get", "vfionodes,migrationcompat,compatpolicy", "-A") == ""
+    for workload in ("daemonset/migcompat-device-plugin", "deployment/migcompat-operator"):
+        plain.kubectl("get", workload, "-n", NAMESPACE)
+
+
+def test_the_certificates_of_the_script_are_those_the_webhook_trusts(plain: ControlPlane) -> None:
+    server = plain.get("secret", "migcompat-extender-tls", "-n", NAMESPACE)["data"]
+    client = plain.get("secret", "migcompat-scheduler-client", "-n", NAMESPACE)["data"]
+    webhook = plain.get("mutatingwebhookconfiguration", "migcompat-extender")["webhooks"][0]
+    assert webhook["clientConfig"]["caBundle"] == server["ca.crt"] == client["ca.crt"]
+    for name in ("ca.crt", "tls.crt", "tls.key"):
+        (plain.directory / name).write_text(
+            shell(
+                plain,
+                *("kubectl", "-n", NAMESPACE, "get", "secret", "migcompat-extender-tls", "-o"),
+                f'go-template={{{{index .data "{name}" | base64decode}}}}',
+            )
+        )
+    said = shell(
+        plain,
+        *("openssl", "verify", "-CAfile", str(plain.directory / "ca.crt"), "-purpose", "sslserver"),
+        *("-verify_hostname", f"migcompat-extender.{NAMESPACE}.svc", str(plain.directory / "tls.crt")),
+    )
+    assert said.rstrip().endswith("OK")
+
+
+def test_kube_scheduler_takes_the_fragment(plain: ControlPlane) -> None:
+    """As installed by the documentation's commands, with files where this scheduler can read them."""
+    configuration = yaml.safe_load((ROOT / "deploy" / "kube-scheduler-extender.yaml").read_text())
+    (extender,) = configuration["extenders"]
+    for key, name in (("caFile", "ca.crt"), ("certFile", "tls.crt"), ("keyFile", "tls.key")):
+        path = plain.directory / f"client-{name}"
+        path.write_text(
+            shell(
+                plain,
+                *("kubectl", "-n", NAMESPACE, "get", "secret", "migcompat-scheduler-client", "-o"),
+                f'go-template={{{{index .data "{name}" | base64decode}}}}',
+            )
+        )
+        extender["tlsConfig"][key] = str(path)
+    plain.restart_scheduler([extender])
+
+
+def test_the_documented_command_removes_our_labels_and_no_others(installed: Installed) -> None:
+    text = (ROOT / "docs" / "install.md").read_text()
+    (command,) = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    labels = {
+        "migcompat.io/managed": "true",
+        "type.migcompat.io/nvidia-592": "true",
+        "offers.migcompat.io/000000000000000000000000": "true",
+        "zone": "a",
+        "notmigcompat.io/x": "y",
+    }
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "labelled", "labels": labels}}
+    installed.plane.kubectl("create", "-f", "-", stdin=json.dumps(node))
+    shell(installed.plane, "bash", "-c", command)
+    assert installed.plane.get("node", "labelled")["metadata"]["labels"] == {
+        "zone": "a",
+        "notmigcompat.io/x": "y",
+    }
+
+
+@pytest.mark.parametrize(
+    "page", sorted(str(p.relative_to(ROOT)) for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
+)
+def test_links_of_the_documentation_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), f"{page} links to {target}, which does not exist"
