@@ -20,7 +20,7 @@ Key = tuple[str, str, str]
 
 
 class FakeApi:
-    """Objects by (plural, namespace, name). ``requests``: methods and paths. ``broken``, ``hanging``: plurals."""
+    """Objects by (plural, namespace, name). ``requests``: all so far. ``broken``, ``hanging``: plurals."""
 
     def __init__(self) -> None:
         self.objects: dict[Key, Object] = {}
