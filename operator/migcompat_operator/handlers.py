@@ -25,6 +25,8 @@ WATCH_SECONDS = 300
 INACTIVITY = 90.0
 CONNECT = 10.0
 REQUEST = 30.0
+BACKOFFS = (1.0, 1.0, 2.0, 3.0, 5.0, *[10.0] * 1000)
+"""Seconds between attempts; kopf ends when they are used up, and an API server may be away for an hour."""
 
 
 def registry(mirror: Mirror, metrics: Metrics) -> kopf.OperatorRegistry:
@@ -52,6 +54,7 @@ def settings() -> kopf.OperatorSettings:
     chosen.watching.label_selectors["", "v1", "pods"] = LAUNCHERS
     chosen.networking.connect_timeout = CONNECT
     chosen.networking.request_timeout = REQUEST
+    chosen.networking.error_backoffs = BACKOFFS
     chosen.queueing.exit_timeout = 1.0
     return chosen
 
