@@ -22,6 +22,8 @@ from tests.engine.builders import entry, own
 
 bounded = settings(deadline=None, max_examples=60)
 
+SETS = ["features", "pv_mode", "alg_set"]
+
 names = st.sampled_from(["a", "b", "features", "aggregator", "mode", "chpid_type"])
 words = st.sampled_from(["", "1", "2", "0x1", "x+y", "y+x", '"q"', "a b"])
 numbers = st.sampled_from(["1", "2", "0x1", "0b10"])
@@ -126,29 +128,23 @@ def test_layouts_agree(content: trees.Content) -> None:
     assert all(declared == found[0] for declared in found)
 
 
+@st.composite
+def l4_contents(draw: st.DrawFn) -> trees.Content:
+    """What L4 can say, with attributes that are sets or dynamic by the default policy too."""
+    said = {
+        "software_version": draw(st.sampled_from(["1.2.3", "1.2", "2.0.0", "v2"])),
+        "device_api": draw(apis),
+        "type": "T",
+        **{name: draw(st.sampled_from(["x+y", "x", "z,x"])) for name in draw(st.sets(st.sampled_from(SETS)))},
+    }
+    dynamic = {name: draw(st.sampled_from("12")) for name in draw(st.sets(st.sampled_from(trees.DYNAMIC)))}
+    others = draw(st.lists(kinds, max_size=3, unique=True))
+    return trees.Content({**said, **dynamic}, tuple({**said, "type": name} for name in ["T", *others]))
+
+
 @bounded
-@given(
-    st.sampled_from(["1.2.3", "1.2", "2.0.0", "v2"]),
-    apis,
-    st.lists(kinds, max_size=3, unique=True),
-    st.dictionaries(
-        st.sampled_from(["features", "pv_mode", "alg_set"]), st.sampled_from(["x+y", "x", "z,x"])
-    ),
-    st.dictionaries(st.sampled_from(trees.DYNAMIC), st.sampled_from(["1", "2"])),
-    contents,
-    policies,
-)
-def test_l4_agrees_with_l2(
-    version: str,
-    api: str,
-    others: list[str],
-    sets: dict[str, str],
-    dynamic: dict[str, str],
-    ours: trees.Content,
-    policy: dict[str, object],
-) -> None:
-    said = {"software_version": version, "device_api": api, "type": "T", **sets}
-    content = trees.Content({**said, **dynamic}, tuple({**said, "type": name} for name in ["T", *others]))
+@given(l4_contents(), contents, policies)
+def test_l4_agrees_with_l2(content: trees.Content, ours: trees.Content, policy: dict[str, object]) -> None:
     with directory() as place:
         trees.l4(place / "l4", content)
         trees.l2_headings(place / "l2", content)

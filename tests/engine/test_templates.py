@@ -198,6 +198,14 @@ def test_long_chains_of_references_do_not_recurse() -> None:
     assert check(pattern, "1" * 1302) == "AttributeMismatch"
 
 
+def test_templates_that_render_to_too_much_are_malformed() -> None:
+    """So that a verdict on a hostile entry, within the 4096 bindings, stays a matter of milliseconds."""
+    references = "".join(f"{{v{index % 12}}}" for index in range(700))
+    assert check(many(12, 2) + "{v0}" * 90, "0" * 102) == "Compatible"
+    assert check(many(12, 2) + references, "0" * 712) == "NoCompatibleEntry"
+    assert check("{v:int:1,2}" + "{v}" * 1300, "2" * 1301) == "Compatible"
+
+
 def test_braces_in_a_self_value_make_it_malformed() -> None:
     assert verdict(source(x="{v:int:1}"), target(ENTRY)).reason == "MalformedSelf"
     assert verdict(source(x="a{"), target(ENTRY)).reason == "MalformedSelf"

@@ -22,6 +22,16 @@ MAX_BINDINGS = 4096
 MAX_DEVICE_BINDINGS = 65_536
 """Bindings of all entries of a device (rule T)."""
 
+MAX_WORK = 4 * 1024 * 1024
+"""Bytes that rendering all templates of one entry under all its bindings may take.
+
+Beyond semantics §3, which bounds the number of bindings alone: references are cheap to write, so within that
+number an entry of a hostile driver or node could keep a verdict busy for half a minute. At 4096 bindings it
+leaves 1 KiB to each, which is a multiple of what any real entry holds.
+"""
+
+_PLACE = 8  # what a template costs beside its text, in bytes' worth of work
+
 Binding = dict[str, str]
 
 _NAME = r"[A-Za-z0-9_.-]+"
@@ -46,11 +56,15 @@ class Variable(msgspec.Struct, frozen=True):
 
 
 class Pattern(msgspec.Struct, frozen=True):
-    """One entry value. ``pieces``: literal texts at even places, names of variables at odd ones."""
+    """One entry value. ``pieces``: literal texts at even places, names of variables at odd ones.
+
+    ``settled``: the first place from which on no variable comes that has not come before.
+    """
 
     text: str
     pieces: tuple[str, ...]
     divisor: int = 0
+    settled: int = 0
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -61,7 +75,12 @@ class Pattern(msgspec.Struct, frozen=True):
         """The value under *binding*, which binds all its variables."""
         if self.divisor:
             return str(int(binding[self.pieces[1]]) // self.divisor)
-        return "".join(binding[p] if i % 2 else p for i, p in enumerate(self.pieces))
+        return "".join([binding[p] if i % 2 else p for i, p in enumerate(self.pieces)])
+
+    def work(self, declared: Mapping[str, Variable]) -> int:
+        """About how many bytes' worth of work rendering it once takes at most."""
+        longest = {name: max(map(len, declared[name].alternatives)) for name in set(self.variables)}
+        return sum(map(len, self.pieces[::2])) + sum(longest[name] + _PLACE for name in self.variables)
 
 
 class Templates(msgspec.Struct, frozen=True):
@@ -90,6 +109,9 @@ def understand(attributes: Mapping[str, str]) -> Templates:
                 raise TemplateError(f"the template variable {name} is not declared")
         if pattern.divisor:
             _divide(pattern, declared)
+    templated = [pattern for pattern in patterns.values() if pattern.variables]
+    if count * sum(pattern.work(declared) for pattern in templated) > MAX_WORK:
+        raise TemplateError(f"the templates render to more than {MAX_WORK} bytes")
     return Templates(patterns, dict(sorted(declared.items())), count)
 
 
@@ -104,7 +126,8 @@ def _pattern(text: str, declared: dict[str, Variable]) -> Pattern:
             raise TemplateError(f"a template divides by {digits}")
         return Pattern(text, ("", name, ""), int(digits))
     pieces = [""]
-    place = 0
+    seen: set[str] = set()
+    place = settled = 0
     while place < len(text):
         if text[place] not in "{}":
             start = place
@@ -114,7 +137,10 @@ def _pattern(text: str, declared: dict[str, Variable]) -> Pattern:
             continue
         name, place = _template(text, place, declared)
         pieces += [name, ""]
-    return Pattern(text, tuple(pieces))
+        if name not in seen:
+            seen.add(name)
+            settled = len(pieces) - 1
+    return Pattern(text, tuple(pieces), settled=settled)
 
 
 def _template(text: str, place: int, declared: dict[str, Variable]) -> tuple[str, int]:
@@ -223,14 +249,14 @@ class Bindings:
         pending = [(start, 0, 0)]
         while pending:
             bound, piece, place = pending.pop()
+            if piece == pattern.settled:
+                if pattern.render(bound) == value:
+                    yield bound
+                continue
             literal = pattern.pieces[piece]
             if not value.startswith(literal, place):
                 continue
             place += len(literal)
-            if piece + 1 == len(pattern.pieces):
-                if place == len(value):
-                    yield bound
-                continue
             name = pattern.pieces[piece + 1]
             alternatives = (bound[name],) if name in bound else self._variables[name].alternatives
             pending.extend(
