@@ -200,6 +200,10 @@ class TestDynamic:
         found = verdict(source(aggregator=""), target(ENTRY))
         assert (found.compatible, found.obligations) == (True, {})
 
+    def test_an_off_value_still_is(self) -> None:
+        found = verdict(source(aggregator="1"), target(ENTRY), offValues={"aggregator": ["1"]})
+        assert found.obligations == {"aggregator": "1"}
+
     def test_ignored_wins(self) -> None:
         found = verdict(source(aggregator="2"), target(ENTRY), ignoredAttributes=["aggregator"])
         assert (found.compatible, found.obligations) == (True, {})
