@@ -32,8 +32,8 @@ VMI_KIND = "VirtualMachineInstance"
 class Plan(msgspec.Struct):
     """What the writer does, in this order.
 
-    ``urgent``: MIGRATABLE or REASON changes. ``survey``: of the VM that has the object's name, if it is what
-    the object asks about.
+    ``urgent``: MIGRATABLE, REASON or the source changes. ``survey``: of the VM that has the object's name,
+    if it is what the object asks about.
     """
 
     create: MigrationCompatibility | None = None
@@ -172,8 +172,12 @@ def _stamped(old: list[Condition], new: list[Condition], now: str) -> list[Condi
 
 
 def _is_urgent(old: MigrationCompatibilityStatus, new: MigrationCompatibilityStatus) -> bool:
-    """A change of MIGRATABLE or REASON is written at once, a mere count may wait."""
-    return old.observed_generation != new.observed_generation or _verdict(old) != _verdict(new)
+    """A change of MIGRATABLE, REASON or the source is written at once, a mere count may wait."""
+    return (
+        old.observed_generation != new.observed_generation
+        or _verdict(old) != _verdict(new)
+        or old.source != new.source
+    )
 
 
 def _verdict(status: MigrationCompatibilityStatus) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """When things are done: changes are collected for a moment, urgent answers go first, counts may wait.
 
 One task, one pass at a time. A pass plans everything that a change may have affected (pure), then writes:
-changes of MIGRATABLE or REASON, target pods and retries at once, mere counts when ``count_delay`` has passed
-since they first differed (contract: at most 60 s).
+changes of MIGRATABLE, REASON or the source, target pods and retries at once, mere counts when
+``count_delay`` has passed since they first differed (contract: at most 60 s).
 """
 
 from __future__ import annotations

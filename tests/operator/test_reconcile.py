@@ -119,6 +119,20 @@ def test_nothing_is_written_twice() -> None:
     assert again.survey is not None
 
 
+def test_a_vm_that_has_moved_says_so_at_once() -> None:
+    fleet = fleet_of({"n4": [declared("1.2.0")], "n5": [declared("1.2.0")]})
+    item = stored(reconcile(fleet, None, of(fleet), now=NOW))
+    fleet.put_pod(pod("vm-a", "n4", source="node-1", suffix="tgt"))
+    holder = ("tenant-a", "virt-launcher-vm-a-tgt")
+    fleet.put_vfionode(vfionode("n4", {"n4-0": declared("1.2.0")}, allocated={"n4-0": holder}))
+    fleet.put_vmi(vmi("vm-a", "n4"))
+    moved = reconcile(fleet, item, of(fleet), now=LATER)
+    assert verdict(moved) == ("True", "Compatible"), "the verdict itself has not changed"
+    assert moved.urgent
+    assert moved.status is not None
+    assert moved.status.source.node == "n4"
+
+
 def test_a_count_may_wait_a_verdict_may_not() -> None:
     fleet = fleet_of({"n2": [declared("1.0.0")], "n4": [declared("1.2.0")]})
     item = stored(reconcile(fleet, None, of(fleet), now=NOW))
