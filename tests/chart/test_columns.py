@@ -132,7 +132,20 @@ def test_policies(installed: Installed) -> None:
         "spec": {"selector": {"device": {"driver": "nvidia", "type": "nvidia-592"}}, "unknown": "Allow"},
     }
     installed.plane.kubectl("create", "-f", "-", stdin=json.dumps(body))
-    patch_status(installed, ("compatpolicy", "columns"), CompatibilityPolicyStatus(observed_generation=1))
+    conditions = [
+        Condition("Accepted", "True", "Accepted", "", STAMP),
+        Condition("Unambiguous", "False", "EquallySpecific", "as is other", STAMP),
+    ]
+    patch_status(installed, ("compatpolicy", "columns"), CompatibilityPolicyStatus(1, 4, 0, conditions))
     lines = installed.plane.kubectl("get", "compatpolicy", "columns").splitlines()
-    assert lines[0].split() == ["NAME", "DRIVER", "TYPE", "VERSIONS", "UNKNOWN", "AGE"]
-    assert lines[1].split()[:-1] == ["columns", "nvidia", "nvidia-592", "Allow"]
+    assert lines[0].split() == [
+        "NAME",
+        "DRIVER",
+        "TYPE",
+        "DEVICES",
+        "NODES",
+        "ACCEPTED",
+        "UNAMBIGUOUS",
+        "AGE",
+    ]
+    assert lines[1].split()[:-1] == ["columns", "nvidia", "nvidia-592", "4", "0", "True", "False"]
