@@ -9,7 +9,6 @@ import asyncio
 import base64
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -45,8 +44,6 @@ class Cluster:
 
     def __init__(self, plane: ControlPlane, *, timing: Timing | None = None) -> None:
         """`plane` is running; it is not stopped here."""
-        # grpc's core logs each connection that a plugin closes.
-        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         self.plane = plane
         self.nodes: dict[str, Kubelet] = {}
         self.problems: list[str] = []

@@ -8,6 +8,8 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
+import aiohttp
+
 from tests.cluster.api import MERGE, STRATEGIC, Api, ApiError, Cache, Object, now, path_of
 
 log = logging.getLogger(__name__)
@@ -153,7 +155,7 @@ class World:
         async def guarded() -> None:
             try:
                 await work
-            except (ApiError, OSError, KeyError, TimeoutError) as error:
+            except (ApiError, OSError, KeyError, aiohttp.ClientError) as error:
                 log.exception("virt-controller stand-in: %s", key)
                 self.problems.append(f"{key}: {error!r}")
             finally:

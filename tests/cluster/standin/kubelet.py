@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2 as dp
 
 from tests.cluster.api import STRATEGIC, Api, ApiError, Object, now
@@ -112,10 +113,10 @@ class Kubelet:
         for task in tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        await self.devices.stop()
         await asyncio.gather(*(w.kill() for w in self.workers.values()))
         self.workers.clear()
         self._tasks.clear()
-        await self.devices.stop()
 
     async def restart(self) -> None:
         """Restarts the kubelet: sockets are deleted, capacity is 0 until plugins register; pods go on."""
@@ -218,7 +219,7 @@ class Kubelet:
                 try:
                     await self._publish()
                     shown = latest
-                except (ApiError, OSError) as error:
+                except (ApiError, OSError, aiohttp.ClientError) as error:
                     log.warning("%s: cannot write the node's status: %s", self.name, error)
                     self._published = {}
                     await asyncio.sleep(1)
@@ -231,7 +232,7 @@ class Kubelet:
             await asyncio.sleep(_LEASE_RENEWAL)
             try:
                 await self._renew()
-            except (ApiError, OSError) as error:
+            except (ApiError, OSError, aiohttp.ClientError) as error:
                 log.warning("%s: cannot renew the lease: %s", self.name, error)
 
     async def _renew(self) -> None:

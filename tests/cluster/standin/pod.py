@@ -9,10 +9,11 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import yaml
 
 from tests.cluster.api import STRATEGIC, ApiError, Object, now
-from tests.cluster.standin import containers
+from tests.cluster.standin import containers, status
 from tests.cluster.standin.processes import Container
 from tests.support.kubelet import AdmissionError, PreStartError
 
@@ -69,34 +70,31 @@ class PodWorker:
 
     async def run(self) -> None:
         """From admission to the end; never raises."""
-        meta = self.pod["metadata"]
-        if "deletionTimestamp" in meta:
+        if "deletionTimestamp" in self.pod["metadata"]:
             self._deleted.set()
-        try:
-            if self.pod.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
-                await self._live()
-            await self._deleted.wait()
-            await self._end()
-        except (ApiError, OSError, ValueError) as error:
-            log.exception("%s: pod %s/%s: %s", self._kubelet.name, meta["namespace"], meta["name"], error)
-            self._kubelet.problems.append(f"pod {meta['namespace']}/{meta['name']}: {error}")
+        if self.pod.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
+            await self._reporting_problems(self._live())
+        await self._deleted.wait()
+        await self._reporting_problems(self._end())
 
     async def kill(self) -> None:
         """The node goes: ends the containers at once."""
         for container in self.containers:
             await container.stop(2.0)
 
+    async def _reporting_problems(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except (ApiError, OSError, ValueError, aiohttp.ClientError, ExceptionGroup) as error:
+            meta = self.pod["metadata"]
+            log.exception("%s: pod %s/%s", self._kubelet.name, meta["namespace"], meta["name"])
+            self._kubelet.problems.append(f"pod {meta['namespace']}/{meta['name']}: {error!r}")
+
     async def _live(self) -> None:
         try:
             await self._admit()
         except AdmissionError as error:
-            await self._set_status(
-                {
-                    "phase": "Failed",
-                    "reason": "UnexpectedAdmissionError",
-                    "message": f"Pod was rejected: {error}, which is unexpected",
-                }
-            )
+            await self._set_status(status.rejected(error))
             return
         await self._report()
         if not await self._until(self._prestart()):
@@ -240,68 +238,28 @@ class PodWorker:
 
     async def _report(self, waiting: Object | None = None) -> None:
         """Writes the status as it is now; `waiting` is what keeps containers from being made."""
-        spec = self.pod["spec"]
-        if self.containers:
-            statuses = [c.status() for c in self.containers]
-        else:
-            state: Object = {"waiting": None, "running": None, "terminated": None}
-            if self._seems_running:
-                state["running"] = {"startedAt": self._started}
-            else:
-                state["waiting"] = waiting or {"reason": "ContainerCreating", "message": None}
-            statuses = [
-                {
-                    "name": c["name"],
-                    "image": c.get("image", ""),
-                    "imageID": "",
-                    "ready": self._seems_running,
-                    "started": self._seems_running,
-                    "restartCount": 0,
-                    "state": state,
-                    "lastState": {},
-                }
-                for c in spec["containers"]
-            ]
-        ready = all(s["ready"] for s in statuses)
-        had = {c["type"]: c["status"] for c in self.pod.get("status", {}).get("conditions", ())}
-        gates = all(had.get(g["conditionType"]) == "True" for g in spec.get("readinessGates", ()))
-        if self.containers and all(c.over for c in self.containers):
-            codes = [c.status()["state"]["terminated"]["exitCode"] for c in self.containers]
-            phase = "Failed" if any(codes) else "Succeeded"
-        elif self._seems_running or any(s["state"].get("running") or s["restartCount"] for s in statuses):
-            phase = "Running"
-        else:
-            phase = "Pending"
-        conditions = {
-            "PodScheduled": True,
-            "Initialized": True,
-            "ContainersReady": ready,
-            "Ready": ready and gates,
-        }
+        spec, since = self.pod["spec"], self._started if self._seems_running else ""
+        statuses = [c.status() for c in self.containers] or [
+            status.seeming(c, since=since, waiting=waiting) for c in spec["containers"]
+        ]
+        sidecars = [
+            status.seeming(c, since=since)
+            for c in spec.get("initContainers", ())
+            if c.get("restartPolicy") == "Always" and not is_ours(self.pod)
+        ]
         await self._set_status(
-            {
-                "phase": phase,
-                "hostIP": self._kubelet.address,
-                "podIP": self.address,
-                "podIPs": [{"ip": self.address}],
-                "startTime": self._started,
-                "conditions": [
-                    {"type": kind, "status": str(value)} | self._since(kind, str(value))
-                    for kind, value in conditions.items()
-                ],
-                "containerStatuses": statuses,
-            }
+            status.pod_status(
+                self.pod,
+                statuses,
+                sidecars,
+                address=self.address,
+                host=self._kubelet.address,
+                since=self._started,
+            )
         )
 
-    def _since(self, kind: str, value: str) -> Object:
-        """The transition time, which changes only with the value."""
-        for condition in self.pod.get("status", {}).get("conditions", ()):
-            if condition["type"] == kind and condition["status"] == value:
-                return {"lastTransitionTime": condition.get("lastTransitionTime")}
-        return {"lastTransitionTime": now()}
-
-    async def _set_status(self, status: Object) -> None:
-        body = {"metadata": {"uid": self.pod["metadata"]["uid"]}, "status": status}
+    async def _set_status(self, new: Object) -> None:
+        body = {"metadata": {"uid": self.pod["metadata"]["uid"]}, "status": new}
         try:
             self.pod = await self._kubelet.api.patch(f"{self.path}/status", body, STRATEGIC)
         except ApiError as error:

@@ -14,6 +14,7 @@ import aiohttp
 from tests.cluster.api import Object, now
 from tests.cluster.processes import Process
 from tests.cluster.standin.containers import Start
+from tests.cluster.standin.status import STATES
 
 BACKOFF = 1.0
 """First pause before a restart, doubling; a kubelet begins with 10 s."""
@@ -58,8 +59,7 @@ class Container:
             "ready": self.ready,
             "started": "running" in self._state,
             "restartCount": self.restarts,
-            # A null for the other states: a strategic merge keeps what it is not told about.
-            "state": {"waiting": None, "running": None, "terminated": None} | self._state,
+            "state": STATES | self._state,
             "lastState": self._last,
         }
 
