@@ -250,7 +250,8 @@ def test_broken_policy_is_named_and_harms_nothing_else() -> None:
     fleet = fleet_of({"n2": ["1.1.0"]})
     fleet.put_policy(policy("broken", selector={}, offValues={"x": [False]}))
     fleet.put_policy(policy("typo", versionSchema="dotted"))
-    assert sorted(fleet.policies.problems) == ["broken", "typo"]
+    fleet.put_policy(policy("template", compatible=[{"type": "x{n:int:}"}]))
+    assert sorted(fleet.policies.problems) == ["broken", "template", "typo"]
     assert "versionSchema" in fleet.policies.problems["typo"]
     assert fleet.fit(migrant_of(fleet), "n2").compatible
 

@@ -9,7 +9,7 @@ import msgspec
 from migcompat.api.compatibilitypolicy import CompatibilityPolicy, CompatibilityPolicySpec
 from migcompat.api.names import digest
 from migcompat.api.vfionode import Device
-from migcompat.engine.policy import DEFAULT_POLICY, Policy
+from migcompat.engine.policy import DEFAULT_POLICY, Policy, PolicyError, check_policy
 from migcompat.fleet.migrant import Facts
 
 
@@ -57,7 +57,8 @@ class PolicySet:
             name = item.metadata.name
             try:
                 spec = msgspec.json.decode(bytes(item.spec), type=CompatibilityPolicySpec)
-            except msgspec.DecodeError as error:
+                check_policy(spec)
+            except (msgspec.DecodeError, PolicyError) as error:
                 self.problems[name] = f"CompatibilityPolicy {name}: spec is not usable: {error}"
                 continue
             device = spec.selector.device

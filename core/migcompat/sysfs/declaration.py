@@ -132,14 +132,22 @@ def _read_entry(device: DeviceDirectory, place: str) -> RawSet:
 def _read_set(device: DeviceDirectory, place: str) -> RawSet:
     """The attribute files of one L1 directory; what is a directory itself is no attribute."""
     try:
-        names = list(filter(l1.is_attribute, device.names(place)))
+        regular, others = (list(filter(l1.is_attribute, names)) for names in device.files(place))
     except AbsentError:
         return {}
     except ReadError as error:
         return _flaw(place, error)
-    if len(names) > MAX_ATTRIBUTES:
+    if len(regular) + len(others) > MAX_ATTRIBUTES:
         return Flaw(Fault.MALFORMED, f"{_shown(place)} holds more than {MAX_ATTRIBUTES} names")
-    return _read_files(device, {name: f"{place}/{name}" for name in names})
+    found = _read_files(device, {name: f"{place}/{name}" for name in others})
+    for name in regular:
+        try:
+            found[name] = device.read_listed(place, name, _VALUE_LIMIT)
+        except AbsentError:
+            continue
+        except ReadError as error:
+            found[name] = _flaw(f"{place}/{name}", error)
+    return found
 
 
 def _read_files(device: DeviceDirectory, places: Mapping[str, str]) -> dict[str, Raw]:

@@ -15,6 +15,9 @@ from pathlib import Path
 MAX_NAMES = 4096
 """Names of one directory: far beyond what the bounds of semantics §2 let a declaration hold."""
 
+_PAGE = 4096
+"""Bytes that sysfs gives in one read where it has as many (``fs/kernfs/file.c``): fewer are the last."""
+
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
 
@@ -81,11 +84,39 @@ class DeviceDirectory:
             raise MalformedFileError(f"holds more than {MAX_NAMES} names")
         return sorted(names)
 
+    def files(self, name: str) -> tuple[list[str], list[str]]:
+        """The regular files in the directory *name*, and what is neither file nor directory, both sorted.
+
+        From the directory itself, without a look at each file. Raises ReadError, MalformedFileError if there
+        are too many names.
+        """
+        regular, others = [], []
+        try:
+            with os.scandir(self._directory(name) or "/") as found:
+                for count, entry in enumerate(found):
+                    if count == MAX_NAMES:
+                        raise MalformedFileError(f"holds more than {MAX_NAMES} names")
+                    if entry.is_file(follow_symlinks=False):
+                        regular.append(entry.name)
+                    elif not entry.is_dir(follow_symlinks=False):
+                        others.append(entry.name)
+        except OSError as error:
+            raise _translated(error) from error
+        return sorted(regular), sorted(others)
+
     def read(self, name: str, limit: int) -> bytes:
         """The content of the regular file *name*, at most *limit* bytes. Raises ReadError."""
         place, status = self._locate(name)
         if not stat.S_ISREG(status.st_mode):
             raise MalformedFileError("is not a regular file")
+        return self._read(place, limit)
+
+    def read_listed(self, directory: str, name: str, limit: int) -> bytes:
+        """Like :meth:`read` for a *name* that :meth:`files` just told to be a regular file."""
+        return self._read(f"{self._directory(directory)}/{name}", limit)
+
+    @staticmethod
+    def _read(place: str, limit: int) -> bytes:
         try:
             handle = os.open(place, _OPEN)
         except OSError as error:
@@ -154,6 +185,8 @@ def _read_all(handle: int, limit: int) -> bytes:
     while left > 0 and (chunk := os.read(handle, left)):
         chunks.append(chunk)
         left -= len(chunk)
+        if len(chunk) < _PAGE:
+            break
     if left <= 0:
         raise MalformedFileError(f"is longer than {limit} bytes")
     return b"".join(chunks)

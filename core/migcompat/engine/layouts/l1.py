@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from migcompat.engine.attributes import Draft
 from migcompat.engine.declaration import Acceptance, Kind, SelfSet
-from migcompat.engine.layouts.raw import Flaw, RawSet, bounded, note
+from migcompat.engine.layouts.raw import Flaw, Raw, RawSet, bounded, note
 
 _IGNORED = frozenset({"uevent", "power", "subsystem"})
 _SIBLING = re.compile(r"compatible_?([0-9]+)")
+_REMEMBERED = 512
 _NUMBER = re.compile(r"[0-9]+")
 
 
@@ -43,11 +45,18 @@ def acceptance(sets: Sequence[RawSet]) -> Acceptance:
 
 
 def _draft(files: RawSet, *, literal: bool) -> Draft:
-    draft = Draft(literal=literal)
     if isinstance(files, Flaw):
+        draft = Draft(literal=literal)
         note(draft, files)
         return draft
-    for name, raw in sorted(files.items()):
+    return _drafted(tuple(sorted(files.items())), literal)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _drafted(files: tuple[tuple[str, Raw], ...], literal: bool) -> Draft:
+    """Devices of one type say the same: their sets are understood once, and shared (nobody changes them)."""
+    draft = Draft(literal=literal)
+    for name, raw in files:
         if isinstance(raw, Flaw):
             note(draft, raw)
         else:
