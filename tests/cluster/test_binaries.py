@@ -1,4 +1,4 @@
-"""Programs come from KUBEBUILDER_ASSETS or are built once, whoever asks how often; failures say what to do."""
+"""Programs come from KUBEBUILDER_ASSETS or are built once, however many ask; failures say what to do."""
 
 from __future__ import annotations
 

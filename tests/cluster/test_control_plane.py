@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,14 +169,15 @@ def test_nothing_outlives_the_process_that_started_it(
         "import time\n"
         "from tests.cluster.controlplane import ControlPlane\n"
         "with ControlPlane() as plane:\n"
-        "    print(*plane.pids().values(), flush=True)\n"
+        "    print(plane.directory, *plane.pids().values(), flush=True)\n"
         "    time.sleep(60)\n"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert parent.stdout is not None
-    pids = [int(word) for word in parent.stdout.readline().split()]
+    directory, *words = parent.stdout.readline().split()
+    pids = [int(word) for word in words]
     assert len(pids) == 4
     assert all(is_alive(pid) for pid in pids)
 
@@ -183,3 +185,5 @@ def test_nothing_outlives_the_process_that_started_it(
     parent.communicate(timeout=30)
 
     eventually(lambda: not any(is_alive(pid) for pid in pids), within=10)
+    assert Path(directory).exists() is (end is not signal.SIGINT)
+    shutil.rmtree(directory, ignore_errors=True)
