@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 CHART = Path(__file__).parents[2] / "charts" / "migcompat"
 RELEASE = NAMESPACE = "migcompat"
+SERVICE_PORT = 8443
+"""Of the extender: the chart's 443 would need root on this machine's loopback."""
 _CALL_DEADLINE = 60.0
 _POLL = 0.1
 
@@ -185,7 +187,8 @@ class Cluster:
     def install_chart(self, values: Mapping[str, Any] | None = None, *, within: float = 120.0) -> None:
         """Installs or upgrades the chart and waits until each of its pods is ready."""
         settings = {**(values or {})}
-        settings["extender"] = {"clusterIP": self.extender_address, **settings.get("extender", {})}
+        fixed = {"clusterIP": self.extender_address, "servicePort": SERVICE_PORT}
+        settings["extender"] = {**fixed, **settings.get("extender", {})}
         path = self.plane.directory / "values.yaml"
         path.write_text(yaml.safe_dump(settings))
         self.plane.helm(
@@ -214,7 +217,7 @@ class Cluster:
             files[key] = self.plane.directory / "pki" / f"scheduler-{key}"
             files[key].write_bytes(base64.b64decode(secret["data"][key]))
         return {
-            "urlPrefix": f"https://{self.extender_address}:443",
+            "urlPrefix": f"https://{self.extender_address}:{SERVICE_PORT}",
             "filterVerb": "filter",
             "prioritizeVerb": "prioritize",
             "weight": 1,
