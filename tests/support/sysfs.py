@@ -15,6 +15,9 @@ DATA = Path(__file__).parents[1] / "data" / "sysfs"
 KERNELS = ("linux-6.1-debian12-stock", "linux-6.12-debian13-cdev")
 TREES = ("0-host-drivers", "1-sriov", "2-vfio-mdev", "3-pf-on-vfio-pci", "4-after-remove")
 
+_SAFE = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+"""Python 3.11 has it from its fourth patch release on."""
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -22,7 +25,7 @@ _RENAME_EXCHANGE = 2
 def unpack(kernel: str, tree: str, dest: Path) -> Path:
     """Unpack the recorded *tree* of *kernel* into *dest*; returns the sysfs root in it (``dest/sys``)."""
     with tarfile.open(DATA / kernel / f"{tree}.tar.gz") as archive:
-        archive.extractall(dest, filter="data")
+        archive.extractall(dest, **_SAFE)  # type: ignore[arg-type]
     root = dest / "sys"
     root.chmod(0o755)
     return root
