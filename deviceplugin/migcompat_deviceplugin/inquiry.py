@@ -79,8 +79,10 @@ class Inquiry:
     async def about(self, pod: Pod, rules: Rules, devices: VFIONodeStatus) -> Answer:
         """Who is to start in the migration target *pod*, on this node with *devices*.
 
-        The API server is asked first, and the stamp counts where that cannot tell the source: an annotation
-        is only as good as whoever may write it. Raises ApiError when neither tells.
+        The API server is asked first, because an annotation is only as good as whoever may write it. The
+        stamp counts only where the API server could not be asked, or knows the VM on the very node that the
+        stamp names and lacks what that node's agent publishes; never against what it does say. Raises
+        ApiError when neither tells.
         """
         fleet = Fleet(allow_loosening=self.allow_loosening)
         for policy in rules.policies:
@@ -98,9 +100,10 @@ class Inquiry:
         fleet.put_vfionode(VFIONode(ObjectMeta(name=self.node_name), devices))
         fleet.put_node(rules.node)
         migrant = fleet.migrant_for_pod(pod)
-        if migrant is None or problem is not None or migrant.problem:
-            stamped = self.stamped(pod)
-            if stamped is not None and (migrant is None or stamped.asks == migrant.asks):
+        stamped = self.stamped(pod)
+        if stamped is not None and migrant is not None and stamped.asks == migrant.asks:
+            unpublished = migrant.node == stamped.node and fleet.node_problem(migrant.node) is not None
+            if problem is not None or (migrant.problem and unpublished):
                 return Answer(fleet, stamped)
         if problem is not None:
             raise problem

@@ -51,6 +51,13 @@ CASES = {
     "§2 quotes inside a template are the template's": Case(
         f"{PLAIN}x=a\n", f'{ENTRY}x="{{v:string:"a","b"}}"\n', "Compatible", more={"bindings": {"v": "a"}}
     ),
+    "§2 a closing brace is nothing special in a self": Case(
+        f"{PLAIN}pci_id=8086591}}\n", ENTRY, "MalformedSelf"
+    ),
+    "§2 the bound of a value does not count its quotes": Case(
+        f"{PLAIN}x={'y' * 4096}\n", f'{ENTRY}x="{"y" * 4096}"\n', "Compatible"
+    ),
+    "§2 one byte more is too much": Case(f'{PLAIN}x="{"y" * 4097}"\n', ENTRY, "MalformedSelf"),
     "§2 no comments": Case(f"# what I am\n{PLAIN}", ENTRY, "MalformedSelf"),
     "§2 a comment line spoils only the entry it stands in": Case(
         PLAIN, f"# first\n\n{ENTRY}", "Compatible", more={"entry": 1}

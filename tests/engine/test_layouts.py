@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from migcompat.engine.declaration import Declaration, Kind, Presence, SelfSet
+from migcompat.engine.declaration import Acceptance, Declaration, Entry, Kind, Presence, SelfSet
 from migcompat.engine.verdict import decide
 from migcompat.sysfs.declaration import read_declaration
 
@@ -394,6 +394,23 @@ class TestL4:
         assert declared.self.attributes == {**OWN, "pv_mode": "a,b", "x": "1"}
         assert attributes(declared) == [{**OWN, "pv_mode": "a,b", "x": "1"}]
         assert declared.accepts.sets == ("pv_mode", "x")
+
+    def test_items_of_a_list_have_canonical_forms(self, place: Path) -> None:
+        declared = self.mdev(place, {**BASE, "compatible_pci_id": "8086:591D, 0x80865931"})
+        assert declared.self.attributes["pci_id"] == "8086591d,80865931"
+        source = Declaration(Kind.MDEV, SelfSet(Presence.PRESENT, {**OWN, "pci_id": "80865931"}))
+        assert decide(source, declared).compatible
+        other = Declaration(Kind.MDEV, SelfSet(Presence.PRESENT, {**OWN, "pci_id": "80865932"}))
+        assert decide(other, declared).reason == "ApiSpecificMismatch"
+        assert problems(self.mdev(place, {**BASE, "compatible_pci_id": "8086591d,nothing"})) == [True]
+
+    def test_a_sources_lists_are_sets_too(self, place: Path) -> None:
+        source = self.mdev(place, {**BASE, "compatible_mode": "b,a"})
+        entry = Entry({**OWN, "mode": "a,b,c"})
+        target = Declaration(
+            Kind.MDEV, SelfSet(Presence.PRESENT, OWN), Acceptance(Presence.PRESENT, (entry,))
+        )
+        assert decide(source, target).compatible
 
     def test_version_lists_are_for_entries(self, place: Path) -> None:
         declared = self.mdev(place, {**BASE, "software_version": "1.0.0-1.2.3,2.0.0-"})

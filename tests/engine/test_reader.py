@@ -290,7 +290,7 @@ class TestBounds:
             assert read_value(real, limit=4096, root=real.parent)
 
     def test_too_many_names(self, place: Path) -> None:
-        put(place, l1({**OWN, **{f"x{index}": "1" for index in range(600)}}))
+        put(place, l1({**OWN, **{f"x{index}": "1" for index in range(4200)}}))
         assert read_declaration(place, Kind.MDEV).self.presence is Presence.MALFORMED
 
     def test_kinds_of_errors(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,11 +74,11 @@ def readable(name: bytes) -> str:
 
 
 def unquoted(text: str) -> str:
-    """*text* without one pair of double quotes around it. Raises MalformedError when it is too long."""
+    """*text* without one pair of double quotes around it. Raises MalformedError when that is too long."""
+    if len(text) >= 2 and text[0] == text[-1] == '"':
+        text = text[1:-1]
     if len(text) > MAX_VALUE:
         raise MalformedError(f"is longer than {MAX_VALUE} bytes")
-    if len(text) >= 2 and text[0] == text[-1] == '"':
-        return text[1:-1]
     return text
 
 
@@ -147,8 +147,11 @@ class Draft:
         self.unreadable = ""
         self._literal = literal
 
-    def add(self, key: str, value: str) -> None:
-        """Take one attribute, *key* and *value* stripped and *value* unquoted; flaws spoil the set."""
+    def add(self, key: str, value: str, *, listed: bool = False) -> None:
+        """Take one attribute, *key* and *value* stripped and *value* unquoted; flaws spoil the set.
+
+        *listed*: the value is a comma list, each item of which has a canonical form of its own (L4).
+        """
         if not key:
             self.spoil("a line has an empty key")
             return
@@ -156,9 +159,11 @@ class Draft:
         if "{" in value and self._literal:
             self.spoil(f"{name} holds a brace")
             return
-        if "{" not in value and "}" not in value:
+        if self._literal or ("{" not in value and "}" not in value):
+            items = [item.strip(" ") for item in value.split(",")] if listed else [value]
             try:
-                value = canonical_value(name, value)
+                if not listed or name in CANONICALISED:
+                    value = ",".join(canonical_value(name, item) for item in items)
             except MalformedError as error:
                 self.spoil(str(error))
                 return
@@ -166,19 +171,19 @@ class Draft:
         if known != value:
             self.spoil(f"{name} is given twice, as {shown(known)} and {shown(value)}")
 
-    def add_text(self, key: str, text: str) -> None:
+    def add_text(self, key: str, text: str, *, listed: bool = False) -> None:
         """Take one attribute, *key* and *text* stripped; *text* may still be quoted, or too long."""
         try:
             value = unquoted(text)
         except MalformedError as error:
             self.spoil(f"{key} {error}")
         else:
-            self.add(key, value)
+            self.add(key, value, listed=listed)
 
-    def add_raw(self, key: bytes, value: bytes) -> None:
+    def add_raw(self, key: bytes, value: bytes, *, listed: bool = False) -> None:
         """Take one attribute as it came, where bytes that are not printable spoil this set alone."""
         try:
-            self.add_text(clean(key), clean(value))
+            self.add_text(clean(key), clean(value), listed=listed)
         except GarbledError as error:
             self.spoil(f"{readable(key)} {error}")
 

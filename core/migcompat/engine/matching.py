@@ -67,7 +67,7 @@ class UnusableEntryError(ValueError):
 
 
 def rules(policy: Policy, sets: tuple[str, ...] = (), dynamic: tuple[str, ...] = ()) -> Rules:
-    """The *policy* with the *target's* L4 ``sets`` and ``dynamic_resources``.
+    """The *policy* with the ``sets`` of either side's L4 lists and the *target's* ``dynamic_resources``.
 
     Names of obligations come from nowhere else, and never from the source (semantics §3).
     """
@@ -146,7 +146,7 @@ class Matcher:
         if own_counts and self._own is None:
             return _own_needed(name, stage)
         value = self._source.get(name)
-        if pattern is not None and (value is None or not self._equal(bindings, pattern, name, value)):
+        if pattern is not None and (value is None or not self._accepted(bindings, pattern, name, value)):
             return Outcome(stage, reason, _both(name, value, bindings.sample(pattern)))
         own = self._own.get(name) if self._own is not None else None
         if own_counts and (value is None or value != own):
@@ -229,6 +229,12 @@ class Matcher:
         if matched:
             return None
         return Outcome(STAGE_OTHERS, Reason.ATTRIBUTE_MISMATCH, _both(name, value, bindings.sample(pattern)))
+
+    def _accepted(self, bindings: Bindings, pattern: Pattern, name: str, value: str) -> bool:
+        """Stages 2 to 4 are exact, but for what an L4 list or a policy makes a set of (PCI ids, say)."""
+        if name in self._rules.sets and name in API_SPECIFIC.values():
+            return bindings.narrow(pattern, _superset_of(value))
+        return self._equal(bindings, pattern, name, value)
 
     def _equal(self, bindings: Bindings, pattern: Pattern, name: str, value: str) -> bool:
         """Whole-value comparison; a template's result is brought into canonical form first."""

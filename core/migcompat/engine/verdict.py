@@ -10,6 +10,7 @@ from migcompat.engine.matching import (
     STAGE_ALL,
     Matcher,
     Outcome,
+    Rules,
     UnusableEntryError,
     compile_entry,
     rules,
@@ -101,27 +102,26 @@ def _one_way(source: Declaration, target: Declaration, policy: Policy) -> Verdic
     ranked = _rank(ours, own, policy)
     if ours.presence is Presence.MALFORMED:
         return Verdict(False, Reason.MALFORMED_SELF, f"the source's self is malformed: {ours.problem}")
-    verdict = _best(ours, own, target, policy, ranked)
+    ruled = rules(policy, (*source.accepts.sets, *target.accepts.sets), target.accepts.dynamic)
+    verdict = msgspec.structs.replace(_best(ours, own, target, policy, ruled), rank=ranked)
     unread = _unread(own, target.accepts)
     if unread and not verdict.compatible:
         return _unknown(Reason.UNKNOWN, unread, policy, ranked)
     return verdict
 
 
-def _best(
-    ours: SelfSet, own: SelfSet, target: Declaration, policy: Policy, ranked: tuple[int, ...] | None
-) -> Verdict:
+def _best(ours: SelfSet, own: SelfSet, target: Declaration, policy: Policy, ruled: Rules) -> Verdict:
     """The first entry that matches, or the first of those that got furthest."""
     usable, problems = _usable(target.accepts, policy)
     if not usable:
         why = next(iter(problems.values()), target.accepts.problem) or "it accepts nothing"
         message = f"target has no usable compatible entry: {why}"
-        return Verdict(False, Reason.NO_COMPATIBLE_ENTRY, message, rank=ranked)
+        return Verdict(False, Reason.NO_COMPATIBLE_ENTRY, message)
     matcher = Matcher(
         ours.attributes,
         own if own.presence is Presence.PRESENT else None,
         target.kind,
-        rules(policy, target.accepts.sets, target.accepts.dynamic),
+        ruled,
     )
     outcomes: list[tuple[int, Outcome]] = []
     for index, entry in usable.items():
@@ -136,7 +136,6 @@ def _best(
         index,
         outcome.bindings,
         outcome.obligations,
-        ranked,
     )
 
 

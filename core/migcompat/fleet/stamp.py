@@ -1,8 +1,8 @@
 """The stamp on a target pod: what the agent needs to decide without watching the cluster.
 
-Annotations of a VM are copied to its target pods, so a tenant could write one: a stamp counts only when it
-names the migration that the pod belongs to, whose UID is not known before the pod is made, and the webhook
-overwrites whatever was there.
+Annotations of a VM are copied to its target pods, so a tenant could write one. A stamp counts only when it
+names the migration that the pod belongs to, webhook and operator overwrite whatever else is there, and the
+agent uses it only where the API server cannot tell the source (:mod:`migcompat_deviceplugin.inquiry`).
 """
 
 from __future__ import annotations

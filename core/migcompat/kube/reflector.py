@@ -13,7 +13,7 @@ from migcompat.api.meta import ObjectMeta
 from migcompat.kube.answers import EventType, WatchEvent
 from migcompat.kube.backoff import Backoff
 from migcompat.kube.client import Client
-from migcompat.kube.errors import ApiError, Gone
+from migcompat.kube.errors import ApiError, Gone, NotFound
 from migcompat.kube.kinds import Resource
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,10 @@ class Reflector(Generic[T]):
     An object that does not decode into its type is dropped: a copy that may be outdated must not look
     current. The callbacks are plain functions called in the event loop; an exception in one is logged and
     the object dropped. ``synced`` is set after the first complete list. :meth:`run` returns never; cancel it.
+
+    *optional*: the kind may be unknown to the API server (404: its CRD is not installed, or was removed). It
+    has no objects then, which is a complete answer, and is asked for again. (While the API server does not
+    yet know which kinds it serves, it says 503.)
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Reflector(Generic[T]):
         labels: str = "",
         fields: str = "",
         namespace: str = "",
+        optional: bool = False,
         backoff: Backoff | None = None,
     ) -> None:
         self.resource = resource
@@ -61,6 +66,8 @@ class Reflector(Generic[T]):
         self._labels = labels
         self._fields = fields
         self._namespace = namespace
+        self._optional = optional
+        self._absent = False
         self._backoff = backoff or Backoff()
         self._known: set[Key] = set()
         self._version = ""
@@ -95,7 +102,10 @@ class Reflector(Generic[T]):
                 )
                 self._version = ""
             except ApiError as problem:
-                log.warning("%r: cannot list or watch, trying again: %s", self.resource, problem)
+                if self._optional and isinstance(problem, NotFound):
+                    self._nothing()
+                else:
+                    log.warning("%r: cannot list or watch, trying again: %s", self.resource, problem)
             if time.monotonic() - began >= _STEADY:
                 self._backoff.reset()
             await asyncio.sleep(self._backoff.delay())
@@ -115,9 +125,21 @@ class Reflector(Generic[T]):
         for key in self._known - listed:
             self._drop(key)
         self._version = version
-        if not self.synced.is_set():
+        if self._absent or not self.synced.is_set():
             log.info("%r: %d objects listed", self.resource, len(self._known))
-            self.synced.set()
+        self._absent = False
+        self.synced.set()
+
+    def _nothing(self) -> None:
+        """The API server does not know the kind."""
+        self._alive = time.monotonic()
+        self._version = ""
+        for key in list(self._known):
+            self._drop(key)
+        if not self._absent:
+            log.info("%r: not installed here, looking again from time to time", self.resource)
+        self._absent = True
+        self.synced.set()
 
     async def _follow(self) -> None:
         source = self._client.watch(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from migcompat.engine.attributes import MAX_DOCUMENT, MAX_ENTRIES, MAX_VALUE, SOFTWARE_VERSION, readable
+from migcompat.engine.attributes import MAX_DOCUMENT, MAX_ENTRIES, SOFTWARE_VERSION, readable
 from migcompat.engine.declaration import Acceptance, Declaration, Kind, Presence, SelfSet
 from migcompat.engine.layouts import l1, l2, l3, l4
 from migcompat.engine.layouts.raw import Fault, Flaw, Raw, RawSet, flawed
@@ -18,10 +18,10 @@ from migcompat.sysfs.reader import (
     UnreadableError,
 )
 
-MAX_ATTRIBUTES = 512
+MAX_ATTRIBUTES = 4096
 """Attributes of one L1 or L4 directory that are read; more are malformed, so that reading stays bounded."""
 
-_VALUE_LIMIT = MAX_VALUE + 256  # the bound is on the stripped value; sysfs ends it with a line feed
+_VALUE_LIMIT = MAX_DOCUMENT  # the bound of MAX_VALUE is on the stripped value
 _MIGRATION = "migration"
 _SELF = "migration/self"
 _COMPATIBLE = "migration/compatible"

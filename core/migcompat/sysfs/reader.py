@@ -12,11 +12,13 @@ import stat
 from itertools import islice
 from pathlib import Path
 
-MAX_NAMES = 4096
+MAX_NAMES = 16_384
 """Names of one directory: far beyond what the bounds of semantics §2 let a declaration hold."""
 
 _PAGE = 4096
 """Bytes that sysfs gives in one read where it has as many (``fs/kernfs/file.c``): fewer are the last."""
+
+_CHUNK = 2 * _PAGE
 
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
@@ -182,7 +184,7 @@ def _status(path: str) -> os.stat_result:
 def _read_all(handle: int, limit: int) -> bytes:
     chunks = []
     left = limit + 1
-    while left > 0 and (chunk := os.read(handle, left)):
+    while left > 0 and (chunk := os.read(handle, min(left, _CHUNK))):
         chunks.append(chunk)
         left -= len(chunk)
         if len(chunk) < _PAGE:

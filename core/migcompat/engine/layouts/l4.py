@@ -61,7 +61,8 @@ def read(type_name: str, files: Mapping[str, Raw], instance: Mapping[str, Raw]) 
     own = Draft(literal=True)
     _fill(own, type_name, fixed)
     known = set(map(canonical_name, instance))
-    _fill(own, None, {name: raw for name, raw in lists.items() if canonical_name(name) not in known})
+    others = {name: raw for name, raw in lists.items() if canonical_name(name) not in known}
+    _fill(own, None, others, listed=True)
     _fill(own, None, instance)
     accepted, unread = _accepted_types(files.get(COMPATIBLE_TYPE, b""))
     entries = []
@@ -71,7 +72,7 @@ def read(type_name: str, files: Mapping[str, Raw], instance: Mapping[str, Raw]) 
             note(draft, name)
         else:
             _fill(draft, name, fixed)
-            _fill(draft, None, lists)
+            _fill(draft, None, lists, listed=True)
         unread = unread or draft.unreadable
         entries.append(draft.entry())
     dynamic = files.get(DYNAMIC_RESOURCES, b"")
@@ -88,14 +89,16 @@ def read(type_name: str, files: Mapping[str, Raw], instance: Mapping[str, Raw]) 
     return own.self_set(kind=Kind.MDEV), msgspec.structs.replace(accepts, **named)
 
 
-def _fill(draft: Draft, type_name: str | None, values: Mapping[str, Raw | None]) -> None:
+def _fill(
+    draft: Draft, type_name: str | None, values: Mapping[str, Raw | None], *, listed: bool = False
+) -> None:
     if type_name is not None:
         draft.add_raw(TYPE.encode(), type_name.encode(errors="surrogateescape"))
     for name, raw in values.items():
         if isinstance(raw, Flaw):
             note(draft, raw)
         elif raw is not None:
-            draft.add_raw(name.encode(), raw)
+            draft.add_raw(name.encode(), raw, listed=listed)
 
 
 def _accepted_types(raw: Raw) -> tuple[list[str | Flaw], str]:
