@@ -15,6 +15,8 @@ from migcompat.kube.reflector import STALE_AFTER, Reflector
 class Caches:
     """One watch for each kind that decides where a VM may go, feeding *fleet*.
 
+    Without KubeVirt there are no VMs: that is an answer, and KubeVirt may be installed later.
+
     *stale_after*: seconds without a sign of life from the API server after which nothing is trusted.
     """
 
@@ -24,7 +26,7 @@ class Caches:
             Reflector(client, NODES, fleet.put_node, lambda _, name: fleet.drop_node(name)),
             Reflector(client, VFIONODES, fleet.put_vfionode, lambda _, name: fleet.drop_vfionode(name)),
             Reflector(client, POLICIES, fleet.put_policy, lambda _, name: fleet.drop_policy(name)),
-            Reflector(client, VMIS, fleet.put_vmi, fleet.drop_vmi),
+            Reflector(client, VMIS, fleet.put_vmi, fleet.drop_vmi, optional=True),
             Reflector(
                 client, PODS, fleet.put_pod, fleet.drop_pod, labels=f"{LAUNCHER_LABEL}={LAUNCHER_VALUE}"
             ),

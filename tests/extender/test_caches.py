@@ -93,11 +93,26 @@ async def test_silence_makes_stale() -> None:
             await running
 
 
-async def test_a_kind_that_is_missing_is_named() -> None:
-    async with api(Api(objects(), missing=["virtualmachineinstances"]).answer) as client:
+async def test_a_kind_of_ours_that_is_missing_is_named() -> None:
+    async with api(Api(objects(), missing=["vfionodes"]).answer) as client:
         caches = Caches(client, Fleet())
         running = asyncio.create_task(caches.run())
-        await until(lambda: caches.problem() == "not listed yet: virtualmachineinstances.kubevirt.io")
+        await until(lambda: caches.problem() == "not listed yet: vfionodes.migcompat.io")
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+
+async def test_kubevirt_may_be_installed_later() -> None:
+    fleet, server = Fleet(), Api(objects(), missing=["virtualmachineinstances"])
+    async with api(server.answer) as client:
+        caches = Caches(client, fleet)
+        running = asyncio.create_task(caches.run())
+        await until(lambda: caches.problem() is None)
+        assert filtered(fleet, args(["n2"]), caches.problem)["NodeNames"] == [], "the VM is not known"
+        server.missing.clear()
+        await until(lambda: fleet.vmi("tenant-a", "vm-a") is not None)
+        assert filtered(fleet, args(["n2"]), caches.problem)["NodeNames"] == ["n2"]
         running.cancel()
         with suppress(asyncio.CancelledError):
             await running

@@ -110,7 +110,7 @@ async def test_what_does_not_decode_is_left_out_and_dropped(client: Client, name
 
 @contextlib.asynccontextmanager
 async def reflected(
-    client: Client, res: Resource[Any], copy: set[str], namespace: str
+    client: Client, res: Resource[Any], copy: set[str], namespace: str, *, optional: bool = False
 ) -> AsyncIterator[None]:
     """*copy* holds the names of the objects labelled t=1."""
     reflector = Reflector(
@@ -120,6 +120,7 @@ async def reflected(
         lambda ns, name: copy.discard(name),
         labels="t=1",
         namespace=namespace,
+        optional=optional,
         backoff=Backoff(0.05, 0.1),
     )
     task = asyncio.create_task(reflector.run())
@@ -142,6 +143,40 @@ async def test_a_copy_follows_what_happens(client: Client, namespace: str) -> No
         await client.patch(CONFIGMAPS, "a", {"metadata": {"labels": {"t": "1"}}}, namespace)
         await until(lambda: copy == {"a"})
         await client.delete(CONFIGMAPS, "a", namespace)
+        await until(lambda: copy == set())
+
+
+async def test_an_optional_kind_is_empty_until_its_definition_comes_and_after_it_goes(
+    control_plane: ControlPlane, client: Client
+) -> None:
+    group = f"late-{secrets.token_hex(4)}.example.org"
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    definition = {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"comers.{group}"},
+        "spec": {
+            "group": group,
+            "scope": "Cluster",
+            "names": {"plural": "comers", "kind": "Comer"},
+            "versions": [
+                {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+            ],
+        },
+    }
+    comers = Resource(group, "v1", "comers", "Comer", ConfigMap, namespaced=False)
+    copy: set[str] = set()
+    async with reflected(client, comers, copy, "", optional=True):
+        control_plane.apply(definition)
+        control_plane.kubectl("wait", "--for=condition=Established", "crd", f"comers.{group}")
+        comer = {
+            "apiVersion": f"{group}/v1",
+            "kind": "Comer",
+            "metadata": {"name": "a", "labels": {"t": "1"}},
+        }
+        control_plane.apply(comer)
+        await until(lambda: copy == {"a"})
+        control_plane.kubectl("delete", "crd", f"comers.{group}")
         await until(lambda: copy == set())
 
 

@@ -42,11 +42,15 @@ class Copy:
 
 
 @asynccontextmanager
-async def reflected(handler: Handler) -> AsyncIterator[tuple[Reflector[Node], Copy]]:
+async def reflected(
+    handler: Handler, *, optional: bool = False
+) -> AsyncIterator[tuple[Reflector[Node], Copy]]:
     """A running reflector of Nodes against a fake API, with short delays."""
     copy = Copy()
     async with api(handler, deadline=5) as client:
-        reflector = Reflector(client, NODES, copy.put, copy.drop, backoff=Backoff(0.01, 0.02))
+        reflector = Reflector(
+            client, NODES, copy.put, copy.drop, optional=optional, backoff=Backoff(0.01, 0.02)
+        )
         task = asyncio.create_task(reflector.run())
         try:
             yield reflector, copy
@@ -200,6 +204,47 @@ async def test_a_callback_that_fails_costs_one_object_only(caplog: pytest.LogCap
         await reflector.synced.wait()
         assert copy.nodes == {"a": "1"}
     assert "nodes /poison: cannot take it in, dropping it" in caplog.text
+
+
+async def test_an_optional_kind_may_be_absent_come_and_go() -> None:
+    installed, served = False, asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if not installed:
+            return web.Response(status=404, text="404 page not found")
+        if "watch" in request.query:
+            answer = await stream(request)
+            await served.wait()
+            return answer
+        return listing(node("a", 1), version=5)
+
+    async with reflected(handler, optional=True) as (reflector, copy):
+        async with asyncio.timeout(20):
+            await reflector.synced.wait()
+        assert copy.nodes == {}
+        assert reflector.trouble() is None
+        installed = True
+        await copy.until(a="1")
+        installed = False
+        served.set()
+        await copy.until()
+        assert reflector.trouble() is None
+    assert copy.drops == ["a"]
+
+
+async def test_any_other_kind_must_be_there() -> None:
+    asked = 0
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        nonlocal asked
+        asked += 1
+        return web.Response(status=404, text="404 page not found")
+
+    async with reflected(handler) as (reflector, _):
+        async with asyncio.timeout(20):
+            while asked < 3:
+                await asyncio.sleep(0.01)
+        assert reflector.trouble() == "nodes: not listed yet"
 
 
 async def test_selectors_go_with_every_request() -> None:
