@@ -14,6 +14,7 @@ from migcompat.api import names
 from migcompat.api.cluster import Pod
 from migcompat.fleet import stamp
 from migcompat.fleet.fleet import Fleet
+from migcompat.fleet.intent import intent
 from migcompat.fleet.migrant import Migrant, Mode
 from migcompat.fleet.survey import Survey
 
@@ -23,7 +24,7 @@ from migcompat_extender.filter import NOT_READY
 from migcompat_extender.jsonpatch import Operation, add, remove, write
 from migcompat_extender.settings import Settings
 from migcompat_extender.table import Tables
-from migcompat_extender.targets import must_wait
+from migcompat_extender.targets import may_be_ours, must_wait
 from migcompat_extender.wire import (
     POD,
     AdmissionRequest,
@@ -35,6 +36,9 @@ from migcompat_extender.wire import (
 )
 
 _POD = msgspec.json.Decoder(Pod)
+
+LOOSENED = "loosened"
+"""Key of the audit annotation; kube-apiserver puts the webhook's name before it."""
 
 
 class Admission:
@@ -78,8 +82,7 @@ class Admission:
         if migrant is None:
             return allowed, "not_ours"
         operations = _stamp(pod, migrant)
-        if migrant.mode is not Mode.ENFORCE:
-            allowed.audit_annotations = {"mode": migrant.mode}
+        allowed.audit_annotations = self._audit(pod, migrant.name, migrant.uid)
         outcome = "stamped"
         if migrant.mode is not Mode.IGNORE:
             survey = self._tables.of(migrant).survey
@@ -89,11 +92,14 @@ class Admission:
                 outcome = "preferred"
             elif not survey.free:
                 status = Status(403, denial(migrant, survey), "Forbidden")
-                return AdmissionResponse(request.uid, False, status), "denied"
+                denied = AdmissionResponse(
+                    request.uid, False, status, audit_annotations=allowed.audit_annotations
+                )
+                return denied, "denied"
             else:
                 operations += affinity.require(
-                    survey.accepting,
-                    _refusing(migrant, survey),
+                    [node for node in survey.accepting if survey.fits[node].free],
+                    _excluded(migrant, survey),
                     self._settings.max_names,
                     self._settings.max_affinity_bytes,
                 )
@@ -104,6 +110,8 @@ class Admission:
         """The cluster is not known: let the pod pass to the guard, without a stamp that is not ours."""
         allowed = AdmissionResponse(request.uid, True)
         if not must_wait(pod, allow_loosening=self._settings.allow_loosening):
+            if may_be_ours(pod):
+                allowed.audit_annotations = self._audit(pod)
             return _patched(allowed, _unstamp(pod)), "not_ours"
         text = f"migcompat: {NOT_READY}: {problem}"
         if self._settings.fail_closed:
@@ -112,6 +120,16 @@ class Admission:
             ), "failed_closed"
         allowed.warnings = [f"{text}; the pod is not steered"]
         return _patched(allowed, _unstamp(pod)), "failed_open"
+
+    def _audit(self, pod: Pod, vmi_name: str = "", vmi_uid: str = "") -> dict[str, str]:
+        """Audit annotations: what makes the VM laxer and was honoured (contract, *Labels and annotations*).
+
+        The pod's annotations, which KubeVirt copied from the VMI, count where the VMI is not known.
+        """
+        vmi = self._fleet.vmi(pod.metadata.namespace, vmi_name)
+        found = vmi.metadata if vmi is not None and vmi.metadata.uid == vmi_uid else pod.metadata
+        loosened = intent(found.annotations, allow_loosening=self._settings.allow_loosening).loosened
+        return {LOOSENED: ", ".join(loosened)} if loosened else {}
 
 
 def _patched(response: AdmissionResponse, operations: list[Operation]) -> AdmissionResponse:
@@ -136,12 +154,12 @@ def _unstamp(pod: Pod) -> list[Operation]:
     return []
 
 
-def _refusing(migrant: Migrant, survey: Survey) -> list[str]:
-    """Nodes that offer such devices and must not be used: those that refuse, and the source.
+def _excluded(migrant: Migrant, survey: Survey) -> list[str]:
+    """Nodes that offer such devices and must not be used: they refuse, or have none free; and the source.
 
     Nodes that offer none are kept away by kube-scheduler, which counts devices.
     """
-    return sorted({node for node, fit in survey.fits.items() if not fit.compatible} | ({migrant.node} - {""}))
+    return sorted({node for node, fit in survey.fits.items() if not fit.free} | ({migrant.node} - {""}))
 
 
 def _by_rank(survey: Survey) -> list[list[str]]:

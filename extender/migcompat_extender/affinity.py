@@ -69,11 +69,12 @@ class NodeAffinity:
     def require(
         self, accepting: Sequence[str], refusing: Sequence[str], max_names: int, max_bytes: int
     ) -> list[Operation]:
-        """AND the accepting nodes into the pod's terms, best first.
+        """AND the nodes that take the pod now into its terms, best first.
 
         Terms are alternatives, so each term of the user is combined with each name; an empty term selects
-        nothing and stays out. Where the bounds would cut the accepting nodes short and the refusing ones fit
-        in, these are excluded instead. At least one name is written whatever the bounds.
+        nothing and stays out. Where the bounds would cut *accepting* short, and *refusing*, all others that
+        offer such devices, fit in, these are excluded instead. At least one name is written whatever the
+        bounds.
         """
         given: list[Fields] = [{}] if self.terms is None else [term for term in self.terms if _selects(term)]
         if not given:

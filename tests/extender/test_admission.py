@@ -45,12 +45,19 @@ def test_a_target_is_steered_to_accepting_nodes_nearest_version_first() -> None:
     assert migrant.devices[0].declaration.self.attributes["software_version"] == "1.1.0"
 
 
-def test_free_nodes_come_before_better_versions() -> None:
-    fleet = world({"n2": "1.1.0", "n3": "1.2.0", "old": "1.0.0"}, used=["n2"])
+def test_only_nodes_with_accepting_devices_free_are_named() -> None:
+    """A full node's free device may be one that refuses: kube-scheduler could not tell."""
+    fleet = world({"n2": "1.1.0", "n3": "1.2.0", "n4": "1.3.0", "old": "1.0.0"}, used=["n2"])
     after = patched(target(), admitted(fleet, review(target())))
-    assert [t["matchFields"][0]["values"] for t in required_terms(after)] == [["n3"], ["n2"]]
-    after = patched(target(), admitted(fleet, review(target()), max_names=1))
-    assert [t["matchFields"][0]["values"] for t in required_terms(after)] == [["n3"]]
+    assert required_terms(after) == [{"matchFields": [by_name("In", n)]} for n in ("n3", "n4")]
+
+
+def test_exclusion_names_the_refusing_the_full_and_the_source() -> None:
+    fleet = world({f"n{i}": "1.1.0" for i in range(5)} | {"old": "1.0.0", "full": "1.1.0"}, used=["full"])
+    after = patched(target(), admitted(fleet, review(target()), max_names=3))
+    assert required_terms(after) == [
+        {"matchFields": [by_name("NotIn", n) for n in ("full", "node-1", "old")]}
+    ]
 
 
 def test_more_accepting_nodes_than_names_excludes_the_refusing_ones_and_the_source() -> None:
@@ -231,7 +238,7 @@ def test_prefer_adds_preferences_only() -> None:
             {"weight": 99, "preference": {"matchFields": [by_name("In", "n4")]}},
         ]
     }
-    assert response["auditAnnotations"] == {"mode": "prefer"}
+    assert response["auditAnnotations"] == {"loosened": "migcompat.io/mode=prefer"}
 
 
 def test_ignore_only_stamps() -> None:
@@ -239,7 +246,46 @@ def test_ignore_only_stamps() -> None:
     after = patched(target(), response)
     assert "affinity" not in after["spec"]
     assert stamp_of(after).mode is Mode.IGNORE
-    assert response["auditAnnotations"] == {"mode": "ignore"}
+    assert response["auditAnnotations"] == {"loosened": "migcompat.io/mode=ignore"}
+
+
+CROSS_TYPE = {names.CROSS_TYPE: "Allow"}
+
+
+@pytest.mark.parametrize("version", [pytest.param("1.1.0", id="steered"), pytest.param("1.0.0", id="denied")])
+def test_whatever_loosens_and_counts_is_audited(version: str) -> None:
+    fleet = world({"n2": version}, allow_loosening=True)
+    fleet.put_vmi(vmi("vm-a", "node-1", annotations=CROSS_TYPE))
+    response = admitted(fleet, review(target()), allow_loosening=True)
+    assert response["allowed"] is (version == "1.1.0")
+    assert response["auditAnnotations"] == {"loosened": "migcompat.io/cross-type=Allow"}
+
+
+def test_several_annotations_are_audited_together() -> None:
+    fleet = world({"n2": "1.1.0"}, allow_loosening=True)
+    fleet.put_vmi(vmi("vm-a", "node-1", annotations={names.MODE: "prefer", **CROSS_TYPE}))
+    response = admitted(fleet, review(target()), allow_loosening=True)
+    said = "migcompat.io/mode=prefer, migcompat.io/cross-type=Allow"
+    assert response["auditAnnotations"] == {"loosened": said}
+
+
+def test_what_does_not_count_is_not_audited() -> None:
+    fleet = world({"n2": "1.1.0"})
+    fleet.put_vmi(vmi("vm-a", "node-1", annotations={names.MODE: "prefer", **CROSS_TYPE}))
+    assert "auditAnnotations" not in admitted(fleet, review(target()))
+    fleet = world({"n2": "1.1.0"}, allow_loosening=True)
+    stricter = target(annotations=CROSS_TYPE)
+    assert "auditAnnotations" not in admitted(fleet, review(stricter), allow_loosening=True), "the VMI counts"
+
+
+@pytest.mark.parametrize("problem", [None, STALE])
+def test_of_a_vm_that_is_not_known_the_pod_s_annotations_are_audited(problem: str | None) -> None:
+    fleet = world({"n2": "1.1.0"}, allow_loosening=True)
+    fleet.drop_vmi("tenant-a", "vm-a")
+    lax_pod = target(annotations={names.MODE: "ignore"})
+    response = admitted(fleet, review(lax_pod), lambda: problem, allow_loosening=True, fail_closed=True)
+    assert response["allowed"] is True
+    assert response["auditAnnotations"] == {"loosened": "migcompat.io/mode=ignore"}
 
 
 @pytest.mark.parametrize("mode", ["prefer", "ignore"])
