@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import subprocess
 import time
 from collections.abc import Mapping
@@ -43,6 +44,23 @@ def render(
     )
     assert result.returncode == 0, result.stderr
     return [item for item in yaml.safe_load_all(result.stdout) if item]
+
+
+def notes(programs: Binaries, *flags: str) -> str:
+    """What helm tells whoever installs the chart."""
+    result = subprocess.run(
+        [
+            *(programs.helm, "install", RELEASE, str(CHART), "--namespace", NAMESPACE),
+            *("--dry-run=client", "--output", "json", *flags),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    said: str = json.loads(result.stdout)["info"]["notes"]
+    return said
 
 
 def refusal(programs: Binaries, *flags: str) -> str:

@@ -14,7 +14,7 @@ import yaml
 from cryptography import x509
 from migcompat.api import names
 
-from tests.chart.support import CHART, NAMESPACE, Object, named, pod_specs, refusal, render
+from tests.chart.support import CHART, NAMESPACE, Object, named, notes, pod_specs, refusal, render
 from tests.cluster.binaries.build import Binaries
 
 COMPONENTS = {"device-plugin", "operator", "extender"}
@@ -167,6 +167,31 @@ def test_only_target_pods_are_sent_to_the_webhook(binaries: Binaries) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("values", "address"),
+    [
+        ("extender.port=8443", "https://<address of Service migcompat-extender>"),
+        ("extender.servicePort=8443", "https://<address of Service migcompat-extender>:8443"),
+        ("extender.clusterIP=10.96.0.50", "https://10.96.0.50"),
+        ("extender.clusterIP=10.96.0.50,extender.servicePort=8443", "https://10.96.0.50:8443"),
+        ("extender.clusterIP=fd00::50,extender.servicePort=8443", "https://[fd00::50]:8443"),
+        ("extender.url=https://127.0.0.9:9443/,extender.servicePort=8443", "https://127.0.0.9:9443"),
+    ],
+)
+def test_the_notes_say_where_kube_scheduler_finds_the_extender(
+    binaries: Binaries, values: str, address: str
+) -> None:
+    said = [line.split() for line in notes(binaries, "--set", values).splitlines()]
+    (url,) = [" ".join(words[1:]) for words in said if words[:1] == ["urlPrefix:"]]
+    assert url == address
+
+
+@pytest.mark.parametrize("seconds", ["0.1", "5", "3600"])
+def test_the_scan_interval_is_what_the_flag_takes(binaries: Binaries, seconds: str) -> None:
+    spec = pod_specs(render(binaries, "--set-json", f"devicePlugin.scanInterval={seconds}"))["device-plugin"]
+    assert f"--scan-interval={seconds}" in arguments(spec)
+
+
 def certificate(secret: Object, key: str = "tls.crt") -> x509.Certificate:
     import base64
 
@@ -240,7 +265,8 @@ def test_what_can_be_left_out(binaries: Binaries, value: str, kinds: set[str]) -
 
 
 BAD_VALUES = {
-    "devicePlugin.scanInterval=0": "/devicePlugin/scanInterval",
+    "devicePlugin.scanInterval=0.05": "/devicePlugin/scanInterval",
+    "devicePlugin.scanInterval=3601": "/devicePlugin/scanInterval",
     "devicePlugin.maxUnavailable=0": "/devicePlugin/maxUnavailable",
     "devicePlugin.maxUnavailabel=1": "additional properties 'maxUnavailabel' not allowed",
     "extender.replicas=two": "/extender/replicas",
