@@ -15,7 +15,11 @@ fi
 namespace=$1
 shift
 for tool in kubectl openssl base64; do
-  command -v "$tool" >/dev/null || { echo "$0: $tool is missing" >&2; exit 1; }
+  command -v "$tool" >/dev/null || {
+    echo "$0: this script needs the program $tool, which is not on the PATH; install it and run this again." \
+      "Nothing has been changed." >&2
+    exit 1
+  }
 done
 
 work=$(mktemp -d)

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tests.chart.support import CHART, ROOT, Installed
 from tests.cluster.binaries.build import Binaries
 from tests.cluster.controlplane import ControlPlane
 from tests.tools.chart_reference import documented, leaves
 from tests.tools.render_manifests import NAMESPACE, rendered
+
+SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH
+CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +79,46 @@ def test_the_certificates_of_the_script_are_those_the_webhook_trusts(plain: Cont
     client = plain.get("secret", "migcompat-scheduler-client", "-n", NAMESPACE)["data"]
     webhook = plain.get("mutatingwebhookconfiguration", "migcompat-extender")["webhooks"][0]
     assert webhook["clientConfig"]["caBundle"] == server["ca.crt"] == client["ca.crt"]
-    for name in ("ca.crt", "tls.crt", "tls.key"):
-        (plain.directory / name).write_text(
-            shell(
-                plain,
-                *("kubectl", "-n", NAMESPACE, "get", "secret", "migcompat-extender-tls", "-o"),
-                f'go-template={{{{index .data "{name}" | base64decode}}}}',
-            )
-        )
-    said = shell(
-        plain,
-        *("openssl", "verify", "-CAfile", str(plain.directory / "ca.crt"), "-purpose", "sslserver"),
-        *("-verify_hostname", f"migcompat-extender.{NAMESPACE}.svc", str(plain.directory / "tls.crt")),
+    root = certificate(server, "ca.crt")
+    assert root.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    for secret, purpose in ((server, SERVER_AUTH), (client, CLIENT_AUTH)):
+        leaf = certificate(secret, "tls.crt")
+        leaf.verify_directly_issued_by(root)
+        assert list(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [purpose]
+        assert not leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        assert leaf.not_valid_before_utc <= datetime.now(UTC) < leaf.not_valid_after_utc
+        key = load_pem_private_key(base64.b64decode(secret["tls.key"]), password=None)
+        assert key.public_key() == leaf.public_key()
+    good_for = certificate(server, "tls.crt").extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    assert {f"migcompat-extender.{NAMESPACE}.svc", "ext.example.org"} <= set(
+        good_for.value.get_values_for_type(x509.DNSName)
     )
-    assert said.rstrip().endswith("OK")
+    assert "10.96.0.50" in map(str, good_for.value.get_values_for_type(x509.IPAddress))
+
+
+def certificate(data: dict[str, str], key: str) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(base64.b64decode(data[key]))
+
+
+@pytest.mark.parametrize("missing", ["openssl", "kubectl"])
+def test_the_script_says_which_program_it_lacks(tmp_path: Path, missing: str) -> None:
+    for program in {"bash", "base64", "openssl", "kubectl"} - {missing}:
+        stub = tmp_path / program
+        stub.write_text("#!/bin/sh\nexit 97\n")
+        stub.chmod(0o755)
+    bash = shutil.which("bash")
+    assert bash is not None, "bash is needed"
+    result = subprocess.run(
+        [bash, str(ROOT / "deploy" / "certificates.sh"), NAMESPACE],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={"PATH": str(tmp_path)},
+    )
+    assert result.returncode == 1
+    assert f"needs the program {missing}, which is not on the PATH" in result.stderr
+    assert "Nothing has been changed" in result.stderr
 
 
 def test_kube_scheduler_takes_the_fragment(plain: ControlPlane) -> None:
