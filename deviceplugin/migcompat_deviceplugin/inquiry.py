@@ -101,9 +101,9 @@ class Inquiry:
         fleet.put_node(rules.node)
         migrant = fleet.migrant_for_pod(pod)
         stamped = self.stamped(pod)
-        if stamped is not None and migrant is not None and stamped.asks == migrant.asks:
-            unpublished = migrant.node == stamped.node and fleet.node_problem(migrant.node) is not None
-            if problem is not None or (migrant.problem and unpublished):
+        if stamped is not None and migrant is not None:
+            silent = problem is not None or (migrant.problem and _unpublished(fleet, pod, stamped.node))
+            if silent and stamped.asks == migrant.asks:
                 return Answer(fleet, stamped)
         if problem is not None:
             raise problem
@@ -160,3 +160,12 @@ class Inquiry:
             return await self._client.get(resource, name, namespace)
         except NotFound:
             return None
+
+
+def _unpublished(fleet: Fleet, pod: Pod, node: str) -> bool:
+    """Whether the pod's VM is known to run on *node*, about which nothing valid is published."""
+    meta = pod.metadata
+    vmi = fleet.vmi(meta.namespace, (meta.annotations or {}).get(names.VMI_NAME, ""))
+    labelled = (meta.labels or {}).get(names.NODE_NAME)
+    known = vmi is not None and vmi.status.node_name == node == labelled
+    return known and fleet.node_problem(node) is not None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from migcompat.fleet.fit import NONE_FREE
+from collections import Counter
+
 from migcompat.fleet.migrant import Migrant
 from migcompat.fleet.survey import Survey
 
@@ -26,7 +27,8 @@ def denial(migrant: Migrant, survey: Survey) -> str:
     causes = [(len(group.nodes), group.reason, group.message) for group in survey.groups]
     if survey.compatible:
         head += ", none of them has them free"
-        causes.insert(0, (survey.compatible, NONE_FREE, "devices that accept are all in use"))
+        taken = Counter((fit.reason, fit.message) for fit in survey.fits.values() if fit.compatible)
+        causes = [(count, *cause) for cause, count in taken.most_common()] + causes
     text = head + ":"
     for index, (count, reason, message) in enumerate(causes):
         part = f" {count} {reason} ({_short(message, _MESSAGE_LIMIT)})"

@@ -9,7 +9,7 @@ from migcompat.api.compatibilitypolicy import CompatibilityPolicy
 from migcompat.api.meta import ObjectMeta
 from migcompat.fleet.migrant import Migrant, MigrantDevice, Mode
 from migcompat.fleet.stamp import encode
-from migcompat.kube.kinds import PODS
+from migcompat.kube.kinds import PODS, VMIS
 from migcompat_deviceplugin import guard, inquiry
 
 from tests.deviceplugin.world import CONTAINER, POOL, SOURCE, World, eventually, uuid
@@ -189,8 +189,47 @@ async def test_guard_answers_before_the_kubelet_gives_up(
         assert "migcompat guard: DeadlineExceeded: " in await refused(node, pod)
 
 
+async def test_stamp_counts_where_the_sources_agent_publishes_nothing(node: World) -> None:
+    node.add(1, "1.0.0")
+    node.api.put(VMIS, fleets.vmi("vm", SOURCE))
+    pod = node.target_pod(annotations={names.SOURCE: stamp("1.0.0")})
+    async with node.running():
+        await node.registered()
+        await node.start_target(pod)
+
+
+async def test_stamp_does_not_count_for_a_vm_that_does_not_exist(node: World) -> None:
+    node.add(1, "1.0.0")
+    pod = node.target_pod(annotations={names.SOURCE: stamp("1.0.0")})
+    async with node.running():
+        await node.registered()
+        assert "migcompat guard: Unknown: " in await refused(node, pod)
+
+
+async def test_stamp_does_not_settle_a_contradiction(node: World) -> None:
+    """Pod and VMI name different source nodes: somebody is wrong, and the stamp may be the liar."""
+    node.add(1, "1.0.0")
+    node.source_vm(version="1.1.0")
+    node.api.put(VMIS, fleets.vmi("vm", "somewhere-else"))
+    pod = node.target_pod(annotations={names.SOURCE: stamp("1.0.0")})
+    async with node.running():
+        await node.registered()
+        assert "different source nodes" in await refused(node, pod)
+
+
+async def test_stamp_does_not_count_while_the_source_publishes_other_devices(node: World) -> None:
+    node.add(1, "1.0.0")
+    node.source_vm(version="1.1.0")
+    node.put_source({"source-of-vm": fleets.declared("1.1.0")}, {})
+    pod = node.target_pod(annotations={names.SOURCE: stamp("1.0.0")})
+    async with node.running():
+        await node.registered()
+        assert "has not published which devices" in await refused(node, pod)
+
+
 async def test_refusing_stamp_refuses(node: World) -> None:
     node.add(1, "1.0.0")
+    node.api.broken.add("virtualmachineinstances")
     pod = node.target_pod(annotations={names.SOURCE: stamp("1.1.0")})
     async with node.running():
         await node.registered()

@@ -105,6 +105,19 @@ def test_ended_pods_hold_nothing(phase: str) -> None:
     assert fleet.fit(migrant_of(fleet), "n2").free
 
 
+def test_nodes_that_take_no_pods_accept_but_are_not_free() -> None:
+    """Each VM of a drain would else be pinned to a node that was drained before."""
+    fleet = fleet_of({"n2": ["1.1.0"], "n3": ["1.1.0"], "n4": ["1.1.0"]})
+    fleet.put_node(node("n2", cordoned=True))
+    fleet.put_node(node("n3", ready=False))
+    survey = fleet.survey(migrant_of(fleet))
+    assert (survey.compatible, survey.free, survey.accepting[0]) == (3, 1, "n4")
+    assert survey.fits["n2"].reason == survey.fits["n3"].reason == "NodeUnschedulable"
+    assert fleet.fit(migrant_of(fleet), "n2").free, "kube-scheduler itself leaves cordoned nodes out"
+    assert fleet.put_node(node("n2"))
+    assert fleet.survey(migrant_of(fleet)).free == 2
+
+
 def test_stale_boot_id_and_missing_node_do_not_count() -> None:
     fleet = fleet_of({"n2": ["1.1.0"], "n3": ["1.1.0"]})
     fleet.put_node(node("n2", boot_id="boot-2"))

@@ -68,10 +68,19 @@ def vfionode(
     return VFIONode(ObjectMeta(name=name), status)
 
 
-def node(name: str, *, boot_id: str = BOOT, labels: Mapping[str, str] | None = None) -> cluster.Node:
+def node(
+    name: str,
+    *,
+    boot_id: str = BOOT,
+    labels: Mapping[str, str] | None = None,
+    cordoned: bool = False,
+    ready: bool = True,
+) -> cluster.Node:
     """A Node."""
     meta = ObjectMeta(name=name, labels={"kubernetes.io/hostname": name, **(labels or {})})
-    return cluster.Node(meta, cluster.NodeStatus(cluster.NodeSystemInfo(boot_id)))
+    conditions = [cluster.NodeCondition("Ready", str(ready))]
+    status = cluster.NodeStatus(cluster.NodeSystemInfo(boot_id), conditions)
+    return cluster.Node(meta, cluster.NodeSpec(cordoned), status)
 
 
 def vmi(

@@ -14,17 +14,38 @@ class NodeSystemInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     boot_id: str = msgspec.field(default="", name="bootID")
 
 
+class NodeCondition(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A condition of a Node, without its ticking fields."""
+
+    type: str = ""
+    status: str = ""
+
+
+class NodeSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """``Node.spec``."""
+
+    unschedulable: bool = False
+
+
 class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     """``Node.status``."""
 
     node_info: NodeSystemInfo = NodeSystemInfo()
+    conditions: list[NodeCondition] | None = None
 
 
 class Node(msgspec.Struct, omit_defaults=True):
     """A Node."""
 
     metadata: ObjectMeta
+    spec: NodeSpec = NodeSpec()
     status: NodeStatus = NodeStatus()
+
+    @property
+    def takes_pods(self) -> bool:
+        """Whether new pods may go there: it is neither cordoned nor known to be not ready."""
+        ready = all(c.status == "True" for c in self.status.conditions or () if c.type == "Ready")
+        return ready and not self.spec.unschedulable
 
 
 class Resources(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -25,6 +25,7 @@ from migcompat.fleet.survey import Survey, summarise
 NO_DEVICES = "NoDevices"
 NO_VFIONODE = "NoVFIONode"
 STALE_VFIONODE = "StaleVFIONode"
+UNSCHEDULABLE = "NodeUnschedulable"
 
 PodKey = tuple[str, str]
 
@@ -72,11 +73,11 @@ class Fleet:
         return old is not None and self._changed(name)
 
     def put_node(self, item: Node) -> bool:
-        """A Node as it is now; only its labels and boot id count."""
+        """A Node as it is now; only its labels, its boot id and whether it takes pods count."""
         name = item.metadata.name
         old = self._nodes.get(name)
         self._nodes[name] = item
-        if old is not None and old.metadata.labels == item.metadata.labels and old.status == item.status:
+        if old is not None and _node_state(old) == _node_state(item):
             return False
         return self._changed(name)
 
@@ -267,8 +268,20 @@ class Fleet:
                 yield name
 
     def survey(self, migrant: Migrant) -> Survey:
-        """Where the VM could go, where not, and why."""
-        return summarise({node: self.fit(migrant, node) for node in self.candidates(migrant)})
+        """Where the VM could go, where not, and why.
+
+        A cordoned or not ready node is not free, whatever its devices: a target steered there would wait in
+        vain and hold one of KubeVirt's few slots. :meth:`fit` leaves that to kube-scheduler.
+        """
+        fits = {}
+        for name in self.candidates(migrant):
+            found = self.fit(migrant, name)
+            if found.free and not self._nodes[name].takes_pods:
+                found = msgspec.structs.replace(
+                    found, free=False, reason=UNSCHEDULABLE, message="nodes that accept take no pods now"
+                )
+            fits[name] = found
+        return summarise(fits)
 
     # -- inside -------------------------------------------------------------------------------------------
 
@@ -386,6 +399,10 @@ class Fleet:
             self._targets.pop(node, None)
         self.generation += 1
         return True
+
+
+def _node_state(node: Node) -> tuple[object, ...]:
+    return node.metadata.labels, node.status.node_info, node.takes_pods
 
 
 def _owner(pod: Pod) -> str:

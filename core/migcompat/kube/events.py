@@ -51,8 +51,12 @@ class EventRecorder:
         self._limiter = Limiter(5.0, 50.0, clock=clock)
         self._seen: OrderedDict[tuple[ObjectReference, str, str, str], _Seen] = OrderedDict()
 
-    async def record(self, involved: ObjectReference, type: str, reason: str, message: str) -> None:
-        """Say *message* about *involved*; *type* is Normal or Warning, *reason* a word in CamelCase."""
+    async def record(self, involved: ObjectReference, type: str, reason: str, message: str) -> bool:
+        """Say *message* about *involved*; *type* is Normal or Warning, *reason* a word in CamelCase.
+
+        Returns whether it was said: False when it was dropped or not written, so that a caller who says
+        things only once can say it again. A repetition that is only counted for now was said.
+        """
         message = message.encode()[:MESSAGE_LIMIT].decode(errors="ignore")
         about = msgspec.structs.replace(involved, resource_version="")
         key = (about, type, reason, message)
@@ -61,7 +65,7 @@ class EventRecorder:
             seen.count += 1
             self._seen.move_to_end(key)
             if self._clock() - seen.written < REPEAT_AFTER:
-                return
+                return True
         if not self._limiter.take():
             log.info(
                 "event dropped, too many: %s %s/%s %s: %s",
@@ -71,7 +75,7 @@ class EventRecorder:
                 reason,
                 message,
             )
-            return
+            return False
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         namespace = about.namespace or "default"
         try:
@@ -81,18 +85,20 @@ class EventRecorder:
             log.warning(
                 "event about %s %s/%s not written: %s", about.kind, about.namespace, about.name, problem
             )
+            return False
         while len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
+        return True
 
     async def _repeat(self, namespace: str, seen: _Seen, now: str) -> bool:
         """Raise the count of an event written earlier; False when it has expired meanwhile."""
-        seen.written = self._clock()
         try:
             await self._client.patch(
                 EVENTS, seen.name, {"count": seen.count, "lastTimestamp": now}, namespace
             )
         except NotFound:
             return False
+        seen.written = self._clock()
         return True
 
     async def _create(
