@@ -24,6 +24,8 @@ from tests.cluster.controlplane import ControlPlane
 from tests.tools.chart_reference import documented, leaves
 from tests.tools.render_manifests import NAMESPACE, rendered
 
+NO_KUBELET = ("PodResourcesUnavailable", "NotRegistered")
+"""Reasons of VFIONodes that an agent gives which may not use the kubelet's sockets."""
 SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH
 CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
 
@@ -157,12 +159,51 @@ def test_the_documented_command_removes_our_labels_and_no_others(installed: Inst
     }
 
 
-@pytest.mark.parametrize(
-    "page", sorted(str(p.relative_to(ROOT)) for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
-)
+PAGES = sorted(str(p.relative_to(ROOT)) for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
+
+
+def prose(path: Path) -> str:
+    return re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", prose(path), flags=re.MULTILINE)
+    plain = [re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading) for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_of_the_documentation_lead_somewhere(page: str) -> None:
     path = ROOT / page
-    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
-        if not target.startswith("http"):
-            assert (path.parent / target).exists(), f"{page} links to {target}, which does not exist"
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", prose(path)):
+        if target.startswith("http"):
+            continue
+        found = path.parent / target if target else path
+        assert found.exists(), f"{page} links to {target}, which does not exist"
+        if anchor:
+            assert anchor in anchors(found), f"{page} links to {target}#{anchor}, which has no such heading"
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CHANGELOG.md", "docs/concepts.md", "docs/reference/extender.md"]
+)
+def test_what_is_not_there_yet_is_said_where_people_look(page: str) -> None:
+    assert "contract.md#not-yet)" in (ROOT / page).read_text()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_values_that_the_documentation_names_exist(page: str) -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    groups = "|".join(name for name, value in values.items() if isinstance(value, dict) and name != "image")
+    for group, key in re.findall(rf"[` ]({groups})\.([a-zA-Z]+)(?=[`=])", (ROOT / page).read_text()):
+        assert key in values[group], f"{page} names {group}.{key}"
+
+
+def test_selinux_is_said_where_it_bites() -> None:
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    for place in (
+        (ROOT / "docs" / "install.md").read_text(),
+        *(re.findall(rf"^\| `{reason}` .*$", runbook, re.MULTILINE)[0] for reason in NO_KUBELET),
+    ):
+        assert "devicePlugin.seLinuxType=spc_t" in place

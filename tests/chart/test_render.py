@@ -116,6 +116,15 @@ def test_the_agent_sees_of_its_host_what_it_needs(binaries: Binaries) -> None:
     assert writable == {"/host/sys", "/host/kubelet/device-plugins"}
 
 
+def test_the_agent_gets_the_selinux_type_that_is_asked_for(binaries: Binaries) -> None:
+    def options(*flags: str) -> object:
+        (container,) = pod_specs(render(binaries, *flags))["device-plugin"]["containers"]
+        return container["securityContext"].get("seLinuxOptions")
+
+    assert options() is None
+    assert options("--set", "devicePlugin.seLinuxType=spc_t") == {"type": "spc_t"}
+
+
 def test_there_is_never_a_second_agent_on_a_node(binaries: Binaries) -> None:
     strategy = named(render(binaries), "DaemonSet")["spec"]["updateStrategy"]
     assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": "10%"}}
