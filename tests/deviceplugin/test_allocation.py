@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from migcompat.api.cluster import Pod
 from migcompat.engine.declaration import Kind
 from migcompat.kube.kinds import PODS
 from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2 as pb
+from migcompat.kubelet.podresources import PodResources
 from migcompat_deviceplugin.allocate import env_name
 
 from tests.deviceplugin.world import CONTAINER, POOL, World, eventually, uuid
@@ -111,22 +113,47 @@ async def test_two_targets_admitted_blindly_get_one_device_each(node: World) -> 
     node.add(1, "1.0.0")
     node.add(2, "1.1.0")
     node.add(3, "1.2.0")
-    node.source_vm("first", "1.2.0")
-    first = node.target_pod("first")
-    node.source_vm("second", "1.1.0")
-    # Both VMs run on the source node: one VFIONode holds both devices.
-    declared = {"source-of-first": fleets.declared("1.2.0"), "source-of-second": fleets.declared("1.1.0")}
-    holders = {f"source-of-{vm}": ("tenant-a", f"virt-launcher-{vm}-src") for vm in ("first", "second")}
-    node.put_source(declared, holders)
-    second = node.target_pod("second")
+    first, second = two_targets(node, "1.2.0", "1.1.0")
     async with node.running():
         await node.registered(count=3)
-        one = await node.kubelet.admit("tenant-a", first.metadata.name, CONTAINER, {POOL: 1})
-        two = await node.kubelet.admit("tenant-a", second.metadata.name, CONTAINER, {POOL: 1})
-        assert list(one[POOL].envs.values()) == [uuid(3)]
-        assert list(two[POOL].envs.values()) == [uuid(2)]
+        assert await admitted_together(node, first, second) == [uuid(3), uuid(2)]
         await node.kubelet.prestart("tenant-a", first.metadata.name, CONTAINER)
         await node.kubelet.prestart("tenant-a", second.metadata.name, CONTAINER)
+
+
+async def test_target_admitted_blindly_after_another_is_not_taken_for_it(node: World) -> None:
+    """The first pod is not steered for twice while it is not shown, though another device suits it, too."""
+    for number, version in enumerate(["1.0.0", "1.2.0", "1.2.0", "1.1.0", "1.0.0"], start=1):
+        node.add(number, version)
+    first, second = two_targets(node, "1.2.0", "1.1.0")
+    async with node.running():
+        await node.registered(count=5)
+        assert await admitted_together(node, first, second) == [uuid(2), uuid(4)]
+        await node.kubelet.prestart("tenant-a", first.metadata.name, CONTAINER)
+        await node.kubelet.prestart("tenant-a", second.metadata.name, CONTAINER)
+
+
+def two_targets(node: World, first: str, second: str) -> tuple[Pod, Pod]:
+    """The pending target pods of two VMs that run on the source node with devices at these versions."""
+    node.source_vm("first")
+    node.source_vm("second")
+    # One VFIONode holds both devices.
+    declared = {"source-of-first": fleets.declared(first), "source-of-second": fleets.declared(second)}
+    holders = {f"source-of-{vm}": ("tenant-a", f"virt-launcher-{vm}-src") for vm in ("first", "second")}
+    node.put_source(declared, holders)
+    return node.target_pod("first"), node.target_pod("second")
+
+
+async def admitted_together(node: World, *pods: Pod) -> list[str]:
+    """Admit *pods* before PodResources shows any of them; the device of each."""
+    node.kubelet.shown_after = 1.5
+    given: list[str] = []
+    for pod in pods:
+        answers = await node.kubelet.admit("tenant-a", pod.metadata.name, CONTAINER, {POOL: 1})
+        given += answers[POOL].envs.values()
+    pod_resources = PodResources(node.kubelet.kubelet_dir / "pod-resources/kubelet.sock")
+    assert await pod_resources.allocations() == {}
+    return given
 
 
 async def test_ordinary_pods_are_steered_away_from_rare_devices(node: World) -> None:

@@ -23,6 +23,15 @@ RESOURCE = "vfio.example.org/thing"
 
 
 class Plugin(pb_grpc.DevicePluginServicer):
+    tells_options = True
+
+    async def GetDevicePluginOptions(
+        self, request: pb.Empty, context: grpc.aio.ServicerContext[pb.Empty, pb.DevicePluginOptions]
+    ) -> pb.DevicePluginOptions:
+        if not self.tells_options:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        return pb.DevicePluginOptions(pre_start_required=True)
+
     async def ListAndWatch(
         self, request: pb.Empty, context: grpc.aio.ServicerContext[pb.Empty, pb.ListAndWatchResponse]
     ) -> AsyncIterator[pb.ListAndWatchResponse]:
@@ -77,20 +86,32 @@ def test_protos_do_not_clash_with_other_files_named_api_proto() -> None:
     assert podresources_pb2.DESCRIPTOR.package == "v1"
 
 
-async def test_registered_devices_are_allocated_and_seen_in_pod_resources(
+async def test_registered_devices_are_allocated_and_named_in_pod_resources_before_the_start(
     kubelet: DeviceManager, plugin: str
 ) -> None:
-    options = pb.DevicePluginOptions(pre_start_required=True)
-    await register(kubelet.plugin_dir / "kubelet.sock", plugin, RESOURCE, options)
+    """The options of Register are empty: those of GetDevicePluginOptions count."""
+    kubelet.shown_after = 1.0
+    await register(kubelet.plugin_dir / "kubelet.sock", plugin, RESOURCE, pb.DevicePluginOptions())
     await kubelet.wait_for(lambda: RESOURCE in kubelet.resources)
+    pod_resources = PodResources(kubelet.kubelet_dir / "pod-resources/kubelet.sock")
 
     answers = await kubelet.admit("ns", "pod", "compute", {RESOURCE: 1})
 
     assert answers[RESOURCE].envs["IDS"] == "a"
-    allocations = await PodResources(kubelet.kubelet_dir / "pod-resources/kubelet.sock").allocations()
-    assert allocations == {(RESOURCE, "a"): PodRef("ns", "pod")}
+    assert kubelet.free(RESOURCE) == []
+    assert await pod_resources.allocations() == {}
     with pytest.raises(PreStartError, match="not today"):
         await kubelet.prestart("ns", "pod", "compute")
+    assert await pod_resources.allocations() == {(RESOURCE, "a"): PodRef("ns", "pod")}
+
+
+async def test_plugin_that_does_not_tell_its_options_is_not_registered(
+    kubelet: DeviceManager, plugin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Plugin, "tells_options", False)
+    with pytest.raises(KubeletError, match="failed to get device plugin options"):
+        await register(kubelet.plugin_dir / "kubelet.sock", plugin, RESOURCE, pb.DevicePluginOptions())
+    assert not kubelet.plugins
 
 
 async def test_refused_registration_says_why(kubelet: DeviceManager, plugin: str) -> None:

@@ -1,15 +1,20 @@
 """The device-facing half of a kubelet, in this process: device manager and PodResources over real sockets.
 
 Behaves as measured on a kubelet 1.36: a start deletes every socket in ``device-plugins``; Register dials the
-plugin back before it answers; every ListAndWatch message replaces the whole set of a resource's devices; a
-plugin that goes away leaves its devices unhealthy; preferences are followed; allocations survive a restart
-(the checkpoint) and PodResources gives one entry a device.
+plugin back and asks for its options before it answers; every ListAndWatch message replaces the whole set of a
+resource's devices; a plugin that goes away leaves its devices unhealthy. Pods that arrive together are
+admitted one right after the other (GetPreferredAllocation, whose answer is followed, then Allocate): a device
+is reserved at once, but PodResources shows it only ``SHOWN_AFTER`` later, so the plugin serves them all
+without knowing any of them. By the time of PreStartContainer PodResources names the pod, one entry a device.
+Allocations survive a restart (the checkpoint).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +30,11 @@ OPTIONS = (("grpc.default_authority", "localhost"),)
 DIAL_TIMEOUT = 10.0
 PRESTART_TIMEOUT = 30.0
 ALLOCATE_TIMEOUT = 60.0
+SHOWN_AFTER = 0.3
+"""Seconds from a pod's admission until PodResources shows its devices.
+
+Measured on a kubelet 1.36, two pods together: empty while both were admitted, within 20 ms; half a second
+later, at PreStartContainer, the pod was named. This is about the middle."""
 
 PodKey = tuple[str, str]
 
@@ -39,7 +49,11 @@ class PreStartError(Exception):
 
 @dataclass
 class Plugin:
-    """One registered endpoint."""
+    """One registered endpoint. ``options``: what GetDevicePluginOptions answered.
+
+    Those count: a kubelet 1.36 does not look at the ones in Register (``ManagerImpl.PluginConnected`` in
+    pkg/kubelet/cm/devicemanager/manager.go).
+    """
 
     resource: str
     endpoint: str
@@ -58,7 +72,8 @@ class DeviceManager:
 
     ``resources``: per resource name the devices and whether each is healthy. ``messages``: every
     ListAndWatch message received, in order. ``topology``: NUMA nodes of each device. ``pods``: what each
-    container of each pod holds. ``registrations``: every Register call that was accepted.
+    container of each pod holds, or is being given. ``registrations``: every Register call that was accepted.
+    ``shown_after``: seconds until PodResources shows an admitted pod.
     """
 
     kubelet_dir: Path
@@ -67,6 +82,8 @@ class DeviceManager:
     topology: dict[str, list[int]] = field(default_factory=dict)
     pods: dict[PodKey, dict[str, dict[str, list[str]]]] = field(default_factory=dict)
     registrations: list[dp.RegisterRequest] = field(default_factory=list)
+    shown_after: float = SHOWN_AFTER
+    _shown_at: dict[PodKey, float] = field(default_factory=dict)
     _plugins: dict[str, Plugin] = field(default_factory=dict)
     _server: grpc.aio.Server | None = None
     _pod_resources: grpc.aio.Server | None = None
@@ -138,7 +155,7 @@ class DeviceManager:
         await self._drop(self._plugins[resource])
 
     def allocated(self, resource: str) -> set[str]:
-        """Devices of *resource* that some pod holds."""
+        """Devices of *resource* that some pod holds, whether PodResources shows it yet or not."""
         return {
             device
             for containers in self.pods.values()
@@ -152,18 +169,25 @@ class DeviceManager:
         taken = self.allocated(resource)
         return sorted(d for d, healthy in devices.items() if healthy and d not in taken)
 
+    def shown(self) -> list[PodKey]:
+        """The pods that PodResources shows by now."""
+        now = time.monotonic()
+        return [key for key in self.pods if self._shown_at.get(key, math.inf) <= now]
+
     async def admit(
         self, pod_namespace: str, pod_name: str, container: str, wanted: Mapping[str, int]
     ) -> dict[str, dp.ContainerAllocateResponse]:
         """Give a container its devices: GetPreferredAllocation where offered, then Allocate.
 
-        Raises AdmissionError with the kubelet's or the plugin's words.
+        Call it for one pod after another. Raises AdmissionError with the kubelet's or the plugin's words.
         """
         answers: dict[str, dp.ContainerAllocateResponse] = {}
-        held = self.pods.setdefault((pod_namespace, pod_name), {}).setdefault(container, {})
+        key = (pod_namespace, pod_name)
+        held = self.pods.setdefault(key, {}).setdefault(container, {})
         for resource, count in wanted.items():
             if len(held.get(resource, ())) >= count:
                 continue
+            self._shown_at.pop(key, None)
             try:
                 chosen = await self._choose(resource, count)
                 plugin = self._plugins[resource]
@@ -181,11 +205,17 @@ class DeviceManager:
                     f"Allocate failed due to rpc error: code = {error.code().name} desc = {error.details()}"
                 ) from error
             answers[resource] = response.container_responses[0]
+        self._shown_at.setdefault(key, time.monotonic() + self.shown_after)
         return answers
 
     async def prestart(self, pod_namespace: str, pod_name: str, container: str) -> None:
-        """Ask the plugins that want it before the container starts; raises PreStartError with their words."""
-        for resource, devices in self.pods.get((pod_namespace, pod_name), {}).get(container, {}).items():
+        """Ask the plugins that want it before the container starts; raises PreStartError with their words.
+
+        Waits until PodResources shows the pod, as it has always done by the time of this call.
+        """
+        key = (pod_namespace, pod_name)
+        await asyncio.sleep(self._shown_at.get(key, 0.0) - time.monotonic())
+        for resource, devices in self.pods.get(key, {}).get(container, {}).items():
             plugin = self._plugins.get(resource)
             if plugin is None:
                 raise PreStartError(f"endpoint not found in cache for a registered resource: {resource}")
@@ -202,6 +232,7 @@ class DeviceManager:
     def release(self, pod_namespace: str, pod_name: str) -> None:
         """The pod is over: its devices are free (plugins are not told; there is no Deallocate)."""
         self.pods.pop((pod_namespace, pod_name), None)
+        self._shown_at.pop((pod_namespace, pod_name), None)
 
     async def _choose(self, resource: str, count: int) -> list[str]:
         available = self.free(resource)
@@ -222,17 +253,22 @@ class DeviceManager:
         return (usable + [device for device in available if device not in usable])[:count]
 
     async def _register(self, request: dp.RegisterRequest) -> None:
-        """Dial back, then watch; replaces an earlier endpoint of the same resource."""
+        """Dial back, ask for the options, then watch; replaces an earlier endpoint of the same resource.
+
+        Raises TimeoutError when nothing serves the endpoint, AioRpcError when it does not tell its options.
+        """
         channel = grpc.aio.insecure_channel(f"unix:{self.plugin_dir / request.endpoint}", options=OPTIONS)
         try:
             await asyncio.wait_for(channel.channel_ready(), DIAL_TIMEOUT)
-        except TimeoutError:
+            asked = dp_grpc.DevicePluginStub(channel).GetDevicePluginOptions(dp.Empty(), timeout=DIAL_TIMEOUT)
+            options = await asked
+        except (TimeoutError, grpc.aio.AioRpcError):
             await channel.close(None)
             raise
         former = self._plugins.get(request.resource_name)
         if former is not None:
             await self._drop(former)
-        plugin = Plugin(request.resource_name, request.endpoint, request.options, channel)
+        plugin = Plugin(request.resource_name, request.endpoint, options, channel)
         self._plugins[request.resource_name] = plugin
         self.registrations.append(request)
         plugin.watch = asyncio.create_task(self._watch(plugin))
@@ -290,6 +326,9 @@ class _Registration(dp_grpc.RegistrationServicer):
             await self._manager._register(request)
         except TimeoutError:
             await context.abort(grpc.StatusCode.UNKNOWN, f"failed to dial device plugin {request.endpoint}")
+        except grpc.aio.AioRpcError as error:
+            text = f"rpc error: code = {error.code().name} desc = {error.details()}"
+            await context.abort(grpc.StatusCode.UNKNOWN, f"failed to get device plugin options: {text}")
         return dp.Empty()
 
 
@@ -322,7 +361,7 @@ class _PodResources(pr_grpc.PodResourcesListerServicer):
         request: pr.ListPodResourcesRequest,
         context: grpc.aio.ServicerContext[pr.ListPodResourcesRequest, pr.ListPodResourcesResponse],
     ) -> pr.ListPodResourcesResponse:
-        return pr.ListPodResourcesResponse(pod_resources=[self._pod(key) for key in self._manager.pods])
+        return pr.ListPodResourcesResponse(pod_resources=[self._pod(key) for key in self._manager.shown()])
 
     async def GetAllocatableResources(
         self,
@@ -342,7 +381,7 @@ class _PodResources(pr_grpc.PodResourcesListerServicer):
         context: grpc.aio.ServicerContext[pr.GetPodResourcesRequest, pr.GetPodResourcesResponse],
     ) -> pr.GetPodResourcesResponse:
         key = (request.pod_namespace, request.pod_name)
-        if key not in self._manager.pods:
+        if key not in self._manager.shown():
             await context.abort(grpc.StatusCode.UNKNOWN, f"pod {key[1]} in namespace {key[0]} not found")
         return pr.GetPodResourcesResponse(pod_resources=self._pod(key))
 
