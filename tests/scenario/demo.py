@@ -10,7 +10,7 @@ from rich.console import Console
 from tests.cluster.binaries.build import BuildError, binaries
 from tests.cluster.cluster import Cluster
 from tests.cluster.controlplane import ClusterError, ControlPlane
-from tests.scenario.story import Story
+from tests.scenario.story import RETRY_LATE, Story
 
 
 class Printer:
@@ -47,7 +47,7 @@ def main() -> int:
     try:
         programs = binaries()
         printer.say("Starting etcd, kube-apiserver, kube-controller-manager and kube-scheduler.")
-        with ControlPlane(programs) as plane, Cluster(plane) as cluster:
+        with ControlPlane(programs) as plane, Cluster(plane, timing=RETRY_LATE) as cluster:
             Story(cluster, printer).tell()
     except (AssertionError, BuildError, ClusterError) as error:
         print(f"demo: {error}", file=sys.stderr)

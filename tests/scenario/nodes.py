@@ -2,6 +2,7 @@
 
 The recorded kernels export no ``migration/`` tree (none does today), so the scenario adds one to each mdev of
 the type ``mtty-2``: three software versions of one type, the way a rolling driver upgrade leaves a cluster.
+Two such mdevs stand in each recorded tree; nodes that need more get further ones made after these.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ KERNEL = "linux-6.12-debian13-cdev"
 OLD_KERNEL = "linux-6.1-debian12-stock"
 TREE = "2-vfio-mdev"
 TYPE = "mtty-2"
+RECORDED = ("3cdd9d10-ab0b-5b62-a830-1e64593fa98e", "e5e2c6a0-9d9b-5fd2-bc10-b96aabd5f151")
+"""The mdevs of that type in the recorded trees."""
 POOL = "vfio.migcompat.io/mtty-2"
 PARENT = Path("devices/virtual/mtty/mtty")
 SOURCE, REFUSING, ACCEPTING, OTHER_TYPE, UPGRADED = (
@@ -34,7 +37,9 @@ def attributes(version: str) -> dict[str, str]:
 
 
 def device_id(node: str, number: int) -> str:
-    """The UUID of a node's mdev."""
+    """The UUID of a node's mdev: the two recorded ones first, the same on every node, then added ones."""
+    if number < len(RECORDED):
+        return RECORDED[number]
     return str(uuid5(NAMESPACE_DNS, f"{number}.{node}.migcompat.io"))
 
 
@@ -63,19 +68,15 @@ def add_mdev(sysfs: Path, mdev: str, version: str, group: int) -> None:
     (sysfs / "bus/mdev/devices" / mdev).symlink_to(f"../../../{PARENT}/{mdev}")
 
 
-def remove_mdevs(sysfs: Path, mdev_type: str) -> None:
-    """No mdev of a type is left."""
-    for link in list((sysfs / "bus/mdev/devices").iterdir()):
-        if (link / "mdev_type").resolve().name == mdev_type:
-            target = link.resolve()
-            link.unlink()
-            shutil.rmtree(target)
+def remove_mdev(sysfs: Path, mdev: str) -> None:
+    """The mdev is gone, as after a write to its ``remove``."""
+    (sysfs / "bus/mdev/devices" / mdev).unlink()
+    shutil.rmtree(sysfs / PARENT / mdev)
 
 
 def prepare(directory: Path, node: str) -> None:
     """Lay out *directory*/sys and *directory*/dev of a node of the scenario."""
     sysfs = unpack(OLD_KERNEL if node in REFUSING else KERNEL, TREE, directory)
-    remove_mdevs(sysfs, TYPE)
     versions = {
         SOURCE: ["1.1.0"],
         REFUSING[0]: ["1.0.0"] * 4,
@@ -84,8 +85,14 @@ def prepare(directory: Path, node: str) -> None:
         OTHER_TYPE: [],
         UPGRADED: ["1.0.0"],
     }[node]
+    for mdev in RECORDED[len(versions) :]:
+        remove_mdev(sysfs, mdev)
     for number, version in enumerate(versions):
-        add_mdev(sysfs, device_id(node, number), version, 200 + number)
+        mdev = device_id(node, number)
+        if mdev in RECORDED:
+            upgrade(sysfs, mdev, version)
+        else:
+            add_mdev(sysfs, mdev, version, 200 + number)
     character_devices(directory)
 
 

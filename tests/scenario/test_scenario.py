@@ -7,7 +7,7 @@ import pytest
 from tests.cluster.binaries.build import Binaries
 from tests.cluster.cluster import Cluster
 from tests.cluster.controlplane import ControlPlane
-from tests.scenario.story import Story
+from tests.scenario.story import RETRY_LATE, Story
 
 
 class Quiet:
@@ -29,6 +29,6 @@ class Quiet:
 @pytest.mark.timeout(420)
 def test_the_main_job(binaries: Binaries) -> None:
     narrator = Quiet()
-    with ControlPlane(binaries) as plane, Cluster(plane) as cluster:
+    with ControlPlane(binaries) as plane, Cluster(plane, timing=RETRY_LATE) as cluster:
         Story(cluster, narrator).tell()
     assert len(narrator.chapters) == 6
