@@ -94,7 +94,7 @@ def test_gets_mounts_variables_addresses_a_token_and_readiness(harness: Cluster,
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": {"name": "server", "namespace": namespace},
-            "spec": {"selector": {"app": "server"}, "ports": [{"port": 80, "targetPort": "http"}]},
+            "spec": {"selector": {"app": "server"}, "ports": [{"port": 8090, "targetPort": "http"}]},
         },
     )
     harness.wait(
@@ -106,7 +106,7 @@ def test_gets_mounts_variables_addresses_a_token_and_readiness(harness: Cluster,
     harness.wait(lambda: is_ready(harness, "server", namespace), "it is ready")
 
     address = plane.get("service", "server", "-n", namespace)["spec"]["clusterIP"]
-    with urllib.request.urlopen(f"http://{address}:80/", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{address}:8090/", timeout=10) as answer:
         arguments, environment = json.loads(answer.read())
     pod_ip = plane.get("pod", "server", "-n", namespace)["status"]["podIP"]
     assert pod_ip.startswith(plane.addresses.prefix)
