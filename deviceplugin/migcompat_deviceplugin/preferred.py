@@ -2,7 +2,8 @@
 
 The kubelet does not tell for which pod it asks. So the agent looks which migration targets are bound to this
 node and still wait, oldest first as the kubelet admits them, and prefers the devices that accept the source
-of the first one. A wrong guess costs an attempt, nothing more: the guard decides.
+of the first one. Pods that arrive together are all admitted before PodResources names any of them, so whom
+it has steered for is remembered. A wrong guess costs an attempt, nothing more: the guard decides.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Preferred:
     async def _for_target(self, resource: str, available: Sequence[str], size: int) -> list[str]:
         """Devices for the first waiting target that they suit, one for each of its VM's; else none."""
         pending = await self._inquiry.pending_targets(resource)
+        now = self._clock()
+        self._served = {key: at for key, at in self._served.items() if now - at < SERVED_SECONDS}
         waiting = [pod for pod in pending if self._waits(pod, resource, size)]
         if not waiting:
             return []
@@ -87,8 +90,7 @@ class Preferred:
 
     def _waits(self, pod: Pod, resource: str, size: int) -> bool:
         """Whether *pod* may be the one that is asked for: it wants *size* devices and has none yet."""
-        served = self._served.get((pod.metadata.uid, resource), float("-inf"))
-        if self._clock() - served < SERVED_SECONDS or pod.asks().get(resource) != size:
+        if (pod.metadata.uid, resource) in self._served or pod.asks().get(resource) != size:
             return False
         key = (pod.metadata.namespace, pod.metadata.name)
         return not any(
