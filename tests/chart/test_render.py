@@ -201,6 +201,14 @@ def test_the_scan_interval_is_what_the_flag_takes(binaries: Binaries, seconds: s
     assert f"--scan-interval={seconds}" in arguments(spec)
 
 
+@pytest.mark.parametrize(("seconds", "why"), [("0.05", "minimum"), ("3600.5", "maximum")])
+def test_other_scan_intervals_are_refused(binaries: Binaries, seconds: str, why: str) -> None:
+    """As JSON: ``--set`` makes a string of a number with a fraction."""
+    said = refusal(binaries, "--set-json", f"devicePlugin.scanInterval={seconds}")
+    assert "/devicePlugin/scanInterval" in said
+    assert why in said
+
+
 def certificate(secret: Object, key: str = "tls.crt") -> x509.Certificate:
     import base64
 
@@ -274,7 +282,6 @@ def test_what_can_be_left_out(binaries: Binaries, value: str, kinds: set[str]) -
 
 
 BAD_VALUES = {
-    "devicePlugin.scanInterval=0.05": "/devicePlugin/scanInterval",
     "devicePlugin.scanInterval=3601": "/devicePlugin/scanInterval",
     "devicePlugin.maxUnavailable=0": "/devicePlugin/maxUnavailable",
     "devicePlugin.maxUnavailabel=1": "additional properties 'maxUnavailabel' not allowed",
