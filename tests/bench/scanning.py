@@ -8,6 +8,7 @@ nothing.
 from __future__ import annotations
 
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -56,7 +57,7 @@ def _turn(sysfs: Path) -> tuple[float, float]:
 
 
 def measure() -> list[Row]:
-    """The best of each in milliseconds, in turns: other load only ever adds (timeit). Raises BenchError."""
+    """The median of each in milliseconds, in turns. Raises BenchError."""
     rows = []
     for what, declare in (("without declarations", False), ("each with a migration/ tree", True)):
         with tempfile.TemporaryDirectory(prefix="migcompat-bench-") as scratch:
@@ -68,7 +69,7 @@ def measure() -> list[Row]:
                     f" are; first problem: {found.problems[:1]}"
                 )
             pairs = [_turn(sysfs) for _ in range(ROUNDS)]
-        base, ours = (min(column) for column in zip(*pairs, strict=True))
+        base, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
         rows += [
             Row(name=f"bare readlink and stat of {VFS} VFs, {what}", value=base, unit="ms"),
             Row(

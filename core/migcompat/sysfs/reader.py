@@ -47,8 +47,9 @@ class DeviceDirectory:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self._root = _real(os.fspath(path)).rstrip("/")
+        self._root = _real_directory(os.fspath(path)).rstrip("/")
         self._directories = {"": self._root}
+        self._located: dict[str, tuple[str, os.stat_result]] = {}
 
     @property
     def name(self) -> str:
@@ -133,7 +134,10 @@ class DeviceDirectory:
             os.close(handle)
 
     def _locate(self, name: str) -> tuple[str, os.stat_result]:
-        """The path of *name* free of links, and its status. Raises ReadError."""
+        """The path of *name* free of links, and its status; looked up once. Raises ReadError."""
+        known = self._located.get(name)
+        if known is not None:
+            return known
         parent, _, last = name.rpartition("/")
         if last in ("", ".", ".."):
             raise MalformedFileError("is no name inside the device directory")
@@ -144,6 +148,7 @@ class DeviceDirectory:
             if not place.startswith(f"{self._root}/"):
                 raise MalformedFileError("is a link that leaves the device directory")
             status = _status(place)
+        self._located[name] = place, status
         return place, status
 
     def _directory(self, name: str) -> str:
@@ -163,6 +168,21 @@ def read_value(path: Path, *, limit: int, root: Path) -> bytes:
     Raises AbsentError, MalformedFileError or UnreadableError.
     """
     return DeviceDirectory(root).read(os.path.relpath(path, root), limit)
+
+
+def _real_directory(path: str) -> str:
+    """The path of a directory free of links, asked of the kernel in one step where ``/proc`` is there."""
+    try:
+        handle = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return _real(path)
+    try:
+        real = os.readlink(f"/proc/self/fd/{handle}")
+    except OSError:
+        return _real(path)
+    finally:
+        os.close(handle)
+    return real if real.startswith("/") and os.path.isdir(real) else _real(path)
 
 
 def _real(path: str) -> str:
