@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 import pytest
 from migcompat.api import names
 from migcompat.api.compatibilitypolicy import CompatibilityPolicy
 from migcompat.api.meta import ObjectMeta
-from migcompat.engine.declaration import Presence
+from migcompat.api.vfionode import VFIONode
+from migcompat.engine.declaration import Declaration, Kind, Presence
 from migcompat.fleet.fleet import Fleet
 from migcompat.fleet.migrant import Facts, Migrant, Mode
 
@@ -45,6 +46,31 @@ def migrant_of(fleet: Fleet, name: str = "vm-a") -> Migrant:
     return fleet.migrant(found)
 
 
+BARE = Declaration(Kind.MDEV)
+"""What a device of today's drivers says: nothing."""
+OTHER_POOL = f"{names.RESOURCE_DOMAIN}/other"
+
+
+def pair_fleet(first: Declaration, second: Declaration) -> Fleet:
+    """vm-a on node-1 with two devices of one pool, and a node n2 without any."""
+    fleet = Fleet()
+    for name in ("node-1", "n2"):
+        fleet.put_node(node(name))
+    holder = ("tenant-a", "virt-launcher-vm-a-src")
+    fleet.put_vfionode(
+        vfionode("node-1", {"s1": first, "s2": second}, allocated={"s1": holder, "s2": holder})
+    )
+    fleet.put_pod(pod("vm-a", "node-1", resources=[POOL, POOL]))
+    fleet.put_vmi(vmi("vm-a", "node-1", resources=[POOL, POOL]))
+    return fleet
+
+
+def altered(item: VFIONode, **changes: Mapping[str, object]) -> VFIONode:
+    """*item* with fields of its devices replaced, given by device id."""
+    devices = [msgspec.structs.replace(d, **changes.get(d.id, {})) for d in item.status.devices]
+    return msgspec.structs.replace(item, status=msgspec.structs.replace(item.status, devices=devices))
+
+
 def test_survey_counts_groups_and_ranks() -> None:
     fleet = fleet_of(
         {"n2": ["1.0.0"], "n3": ["1.0.0", "1.0.0"], "n4": ["1.2.0"], "n5": ["1.1.0"], "n6": ["2.0.0"]}
@@ -65,6 +91,8 @@ def test_source_node_and_nodes_without_the_pool_are_no_candidates() -> None:
     fleet.put_node(node("other"))
     fleet.put_vfionode(vfionode("other", {"x": declared("1.1.0")}, resource=f"{names.RESOURCE_DOMAIN}/else"))
     assert list(fleet.candidates(migrant_of(fleet))) == ["n2"]
+    fleet.drop_node("n2")
+    assert list(fleet.candidates(migrant_of(fleet))) == [], "what is left of a removed node is none either"
     assert fleet.fit(migrant_of(fleet), "other").reason == "NoDevices"
 
 
@@ -90,6 +118,37 @@ def test_pod_bound_but_not_yet_allocated_counts_as_using_a_device() -> None:
     assert not fleet.fit(migrant_of(fleet), "n2").free
     fleet.drop_pod("tenant-a", "virt-launcher-vm-b-tgt")
     assert fleet.fit(migrant_of(fleet), "n2").free
+
+
+def test_a_pod_that_holds_its_device_is_not_counted_a_second_time() -> None:
+    fleet = fleet_of({})
+    fleet.put_node(node("n2"))
+    holder = ("tenant-a", "virt-launcher-vm-b-src")
+    fleet.put_vfionode(
+        vfionode("n2", {"a": declared("1.1.0"), "b": declared("1.1.0")}, allocated={"a": holder})
+    )
+    fleet.put_pod(pod("vm-b", "n2"))
+    assert fleet.fit(migrant_of(fleet), "n2").free
+
+
+def test_a_promised_device_is_not_free_for_an_unknown_source_either() -> None:
+    fleet = fleet_of({"n2": ["1.1.0"]})
+    fleet.drop_vfionode("node-1")
+    fleet.put_policy(policy("lax", unknown="Allow"))
+    assert fleet.fit(migrant_of(fleet), "n2").free
+    fleet.put_pod(pod("vm-b", "n2", source="node-9", suffix="tgt", phase="Pending"))
+    fit = fleet.fit(migrant_of(fleet), "n2")
+    assert (fit.compatible, fit.free, fit.reason) == (True, False, "NoneFree")
+
+
+def test_a_pod_made_anew_on_another_node_takes_nothing_on_the_first() -> None:
+    """A watch that was interrupted shows only the new pod of the name, never that the old one went."""
+    fleet = fleet_of({"n2": ["1.1.0"], "n3": ["1.1.0"]})
+    fleet.put_pod(pod("vm-b", "n2", source="node-9", suffix="tgt", phase="Pending"))
+    fleet.put_pod(pod("vm-b", "n3", source="node-9", suffix="tgt", phase="Pending"))
+    assert [fleet.fit(migrant_of(fleet), name).free for name in ("n2", "n3")] == [True, False]
+    fleet.drop_pod("tenant-a", "virt-launcher-vm-b-tgt")
+    assert [fleet.fit(migrant_of(fleet), name).free for name in ("n2", "n3")] == [True, True]
 
 
 def test_own_target_pod_does_not_take_the_device_from_itself() -> None:
@@ -146,6 +205,25 @@ def test_equal_objects_are_no_change() -> None:
     assert not fleet.put_pod(pod("vm-a", "node-1"))
     assert not fleet.put_vmi(vmi("vm-a", "node-1"))
     assert fleet.generation == before
+
+
+@pytest.mark.parametrize(
+    "holder",
+    [("tenant-a", "virt-launcher-vm-a-old"), ("tenant-b", "virt-launcher-vm-a-src")],
+    ids=["a former pod of the VM", "a pod of another tenant"],
+)
+def test_only_the_devices_of_the_running_launcher_are_the_source(holder: tuple[str, str]) -> None:
+    fleet = fleet_of({"n2": ["1.1.0"]})
+    fleet.put_pod(pod("vm-a", "node-1", suffix="old", phase="Succeeded"))
+    fleet.put_vfionode(
+        vfionode(
+            "node-1",
+            {"src": declared("1.1.0"), "not-its-own": declared("2.0.0")},
+            allocated={"src": ("tenant-a", "virt-launcher-vm-a-src"), "not-its-own": holder},
+        )
+    )
+    migrant = migrant_of(fleet)
+    assert (migrant.problem, [device.id for device in migrant.devices]) == ("", ["src"])
 
 
 @pytest.mark.parametrize(
@@ -226,6 +304,53 @@ def test_two_devices_need_two_that_accept() -> None:
     assert fleet.fit(migrant_of(fleet), "n3").reason == "NotEnoughDevices"
 
 
+def test_a_device_goes_to_one_of_its_own_pool_only() -> None:
+    fleet = pair_fleet(declared("1.1.0"), declared("1.1.0"))
+    source = fleet.vfionode("node-1")
+    assert source is not None
+    fleet.put_vfionode(altered(source, s2={"resource": OTHER_POOL}))
+    fleet.put_pod(pod("vm-a", "node-1", resources=[POOL, OTHER_POOL]))
+    fleet.put_vmi(vmi("vm-a", "node-1", resources=[POOL, OTHER_POOL]))
+    target = vfionode("n2", {"a": declared("2.0.0"), "b": declared("1.1.0"), "c": declared("1.1.0")})
+    fleet.put_vfionode(altered(target, b={"resource": OTHER_POOL}, c={"resource": OTHER_POOL}))
+    assert fleet.fit(migrant_of(fleet), "n2").reason == "VersionMajorMismatch"
+
+
+def test_the_refusal_nearest_to_success_is_told() -> None:
+    fleet = fleet_of({})
+    fleet.put_node(node("n2"))
+    near, far = declared("1.0.0"), declared("1.1.0", type_="OTHER")
+    for devices in ({"a": near, "b": far}, {"a": far, "b": near}):
+        fleet.put_vfionode(vfionode("n2", devices))
+        assert fleet.fit(migrant_of(fleet), "n2").reason == "VersionMinorOlder"
+
+
+def test_a_node_ranks_by_the_farthest_of_its_devices() -> None:
+    fleet = pair_fleet(declared("1.1.0"), declared("1.1.0"))
+    fleet.put_vfionode(vfionode("n2", {"a": declared("1.1.0"), "b": declared("1.3.0")}))
+    fleet.put_node(node("n3"))
+    fleet.put_vfionode(vfionode("n3", {"a": declared("1.2.0"), "b": declared("1.2.0")}))
+    assert fleet.survey(migrant_of(fleet)).accepting == ("n3", "n2")
+
+
+def test_one_device_of_which_nothing_is_known_makes_the_answer_unknown() -> None:
+    fleet = pair_fleet(declared("1.1.0"), BARE)
+    fleet.put_vfionode(vfionode("n2", {"a": declared("1.1.0"), "b": declared("1.1.0")}))
+    assert fleet.fit(migrant_of(fleet), "n2").reason == "NotMigratable"
+    fleet.put_policy(policy("lax", unknown="Allow"))
+    fit = fleet.fit(migrant_of(fleet), "n2")
+    assert (fit.compatible, fit.reason) == (True, "Unknown")
+
+
+def test_a_single_device_needs_no_peer_to_peer() -> None:
+    fleet = fleet_of({"n2": ["1.1.0"]})
+    for name, device in (("node-1", "src"), ("n2", "n2-0")):
+        item = fleet.vfionode(name)
+        assert item is not None
+        fleet.put_vfionode(altered(item, **{device: {"peer_to_peer": False}}))
+    assert fleet.fit(migrant_of(fleet), "n2").compatible
+
+
 def test_peer_to_peer_is_needed_for_several_devices_where_known() -> None:
     fleet = Fleet()
     for name in ("node-1", "n2"):
@@ -257,6 +382,33 @@ def test_most_specific_policy_governs_the_target() -> None:
     assert fleet.fit(migrant_of(fleet), "n2").reason == "VersionMajorMismatch"
     fleet.drop_policy("strict")
     assert fleet.fit(migrant_of(fleet), "n2").compatible
+
+
+@pytest.mark.parametrize(
+    "device", [{"driver": "vfio"}, {"type": "OTHER"}, {"deviceApi": "vfio-ccw"}, {"vendor": "8086"}]
+)
+def test_a_policy_governs_only_what_every_key_of_its_selector_selects(device: dict[str, str]) -> None:
+    fleet = fleet_of({"n2": ["1.1.0"]})
+    fleet.put_policy(policy("others", selector={"device": device}, versionScheme="exact"))
+    fleet.put_policy(policy("elsewhere", selector={"nodeLabels": {"zone": "b"}}, versionScheme="exact"))
+    chosen = fleet.policies.select(Facts("nvidia", "GRID-T4-1Q", "vfio-pci", "10de"), {"zone": "a"})
+    assert chosen.name == ""
+
+
+def test_node_labels_make_a_policy_more_specific() -> None:
+    fleet = fleet_of({})
+    fleet.put_policy(policy("a", selector={"device": {"driver": "nvidia"}}))
+    fleet.put_policy(policy("z", selector={"nodeLabels": {"zone": "lab", "row": "7"}}))
+    chosen = fleet.policies.select(Facts("nvidia"), {"zone": "lab", "row": "7"})
+    assert (chosen.name, chosen.tied) == ("z", ())
+
+
+def test_a_relabelled_node_comes_under_another_policy() -> None:
+    fleet = fleet_of({"n2": ["1.2.0"]})
+    fleet.put_policy(policy("lab", selector={"nodeLabels": {"zone": "lab"}}, versionScheme="exact"))
+    assert fleet.fit(migrant_of(fleet), "n2").compatible
+    assert fleet.put_node(node("n2", labels={"zone": "lab"}))
+    assert not fleet.fit(migrant_of(fleet), "n2").compatible
 
 
 def test_broken_policy_is_named_and_harms_nothing_else() -> None:
@@ -291,6 +443,16 @@ def test_supplied_attributes_fill_what_devices_do_not_say() -> None:
     assert fleet.fit(migrant_of(fleet), "n2").compatible
 
 
+def test_supplied_attributes_fill_what_the_source_does_not_say() -> None:
+    fleet = fleet_of({"n2": ["1.1.0"]})
+    holder = ("tenant-a", "virt-launcher-vm-a-src")
+    fleet.put_vfionode(vfionode("node-1", {"src": BARE}, allocated={"src": holder}))
+    assert fleet.fit(migrant_of(fleet), "n2").reason == "NotMigratable"
+    own = {"software_version": "1.1.0", "device_api": "vfio-pci", "type": "GRID-T4-1Q"}
+    fleet.put_policy(policy("supply", selector={"device": {"driver": "nvidia"}}, self=own))
+    assert fleet.fit(migrant_of(fleet), "n2").compatible
+
+
 def test_annotations_make_stricter_always_and_laxer_only_where_allowed() -> None:
     for allowed, mode in ((False, Mode.ENFORCE), (True, Mode.IGNORE)):
         fleet = fleet_of({"n2": ["1.1.0"]}, allow_loosening=allowed)
@@ -303,6 +465,12 @@ def test_require_return_path_by_annotation() -> None:
     fleet = fleet_of({"n2": ["1.2.0"]})
     assert fleet.fit(migrant_of(fleet), "n2").compatible
     fleet.put_vmi(vmi("vm-a", "node-1", annotations={names.REQUIRE_RETURN_PATH: "true"}))
+    assert fleet.fit(migrant_of(fleet), "n2").reason == "ReturnPath"
+
+
+def test_require_return_path_by_policy() -> None:
+    fleet = fleet_of({"n2": ["1.2.0"]})
+    fleet.put_policy(policy("back", requireReturnPath=True))
     assert fleet.fit(migrant_of(fleet), "n2").reason == "ReturnPath"
 
 
