@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from migcompat.api import names
+from migcompat.api.compatibilitypolicy import CompatibilityPolicy
+from migcompat.api.meta import ObjectMeta
 from migcompat.fleet import stamp
 from migcompat.fleet.migrant import Mode
 from migcompat_extender.admission import Admission
@@ -64,6 +67,15 @@ def test_more_accepting_nodes_than_names_excludes_the_refusing_ones_and_the_sour
     fleet = world({f"n{i}": "1.1.0" for i in range(5)} | {"old": "1.0.0"})
     after = patched(target(), admitted(fleet, review(target()), max_names=3))
     assert required_terms(after) == [{"matchFields": [by_name("NotIn", "node-1"), by_name("NotIn", "old")]}]
+
+
+def test_a_source_node_that_is_not_known_is_not_excluded_by_an_empty_name() -> None:
+    fleet = world({f"n{i}": "1.1.0" for i in range(5)})
+    fleet.put_vmi(vmi("vm-a", ""))
+    spec = msgspec.Raw(msgspec.json.encode({"unknown": "Allow"}))
+    fleet.put_policy(CompatibilityPolicy(ObjectMeta(name="lax"), spec))
+    after = patched(target(), admitted(fleet, review(target()), max_names=3))
+    assert required_terms(after) == [{"matchFields": [by_name("In", f"n{i}")]} for i in range(3)]
 
 
 def test_the_recorded_pod_keeps_its_own_affinity() -> None:
@@ -216,6 +228,14 @@ def test_without_caches_the_pod_passes_with_a_warning_and_without_a_stamp_of_oth
     assert patched(target(), admitted(world({}), review(target()), lambda: STALE)) == built(target())
 
 
+def test_without_caches_a_lax_vm_passes_unwarned_but_without_a_stamp_of_others_too() -> None:
+    before = target(annotations={names.SOURCE: "forged", names.MODE: "ignore"})
+    fleet = world({"n2": "1.0.0"}, allow_loosening=True)
+    response = admitted(fleet, review(before), lambda: STALE, allow_loosening=True)
+    assert "warnings" not in response
+    assert names.SOURCE not in patched(before, response)["metadata"]["annotations"]
+
+
 def test_without_caches_the_pod_is_denied_where_asked_for() -> None:
     response = admitted(world({"n2": "1.1.0"}), review(target()), lambda: STALE, fail_closed=True)
     assert response["allowed"] is False
@@ -239,6 +259,17 @@ def test_prefer_adds_preferences_only() -> None:
         ]
     }
     assert response["auditAnnotations"] == {"loosened": "migcompat.io/mode=prefer"}
+
+
+def test_prefer_ranks_nodes_with_free_devices_first() -> None:
+    fleet = world({"n2": "1.1.0", "n3": "1.1.0"}, used=["n2"], allow_loosening=True)
+    fleet.put_vmi(vmi("vm-a", "node-1", annotations={names.MODE: "prefer"}))
+    after = patched(target(), admitted(fleet, review(target()), allow_loosening=True))
+    (added,) = after["spec"]["affinity"]["nodeAffinity"].values()
+    assert [(p["weight"], p["preference"]["matchFields"]) for p in added] == [
+        (100, [by_name("In", "n3")]),
+        (99, [by_name("In", "n2")]),
+    ]
 
 
 def test_ignore_only_stamps() -> None:

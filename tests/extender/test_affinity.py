@@ -126,6 +126,18 @@ def test_refusing_names_where_accepting_ones_do_not_fit() -> None:
     ]
 
 
+def test_refusing_names_are_bounded_in_bytes_too() -> None:
+    names, long_names = [f"n{i:03}" for i in range(500)], [f"r{i}.{'x' * 200}" for i in range(90)]
+    after = required({"spec": {}}, names, long_names, 100, 12_000)
+    assert terms_of(after) == [{"matchFields": [by_name("In", name)]} for name in names[:100]]
+
+
+def test_a_requirement_that_selects_nothing_is_left_as_it_is() -> None:
+    """An empty list of terms, unlike an empty term, is not valid: the API server would refuse the pod."""
+    pod: dict[str, Any] = {"spec": {"affinity": {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [{}]}}}}}
+    assert required(pod, ["n1"], [], 100, 100_000) == pod
+
+
 def test_fields_of_later_versions_are_kept() -> None:
     term = {"matchExpressions": [{"key": "a", "operator": "Exists", "new": 1}], "new": {"x": [1.50]}}
     pod = {"spec": {"affinity": {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [term], "new": True}}}}}
@@ -145,6 +157,13 @@ def test_preferences_are_added_by_rank() -> None:
         {"weight": 99, "preference": {"matchFields": [by_name("In", "c")]}},
     ]
     assert NodeAffinity(json.dumps(pod).encode()).prefer([], 3) == []
+
+
+def test_weights_of_preferences_stay_in_the_range_that_the_api_allows() -> None:
+    operations = NodeAffinity(b'{"spec": {}}').prefer([[f"n{i}"] for i in range(120)], 1000)
+    after = patch_of({"spec": {}}, json.loads(write(operations)))
+    weights = [p["weight"] for p in after["spec"]["affinity"]["nodeAffinity"][PREFERRED]]
+    assert weights == [*range(100, 0, -1), *[1] * 20]
 
 
 def test_pointers_escape() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 from aiohttp import web
+from migcompat.api.compatibilitypolicy import CompatibilityPolicy
+from migcompat.api.meta import ObjectMeta
 from migcompat.fleet.fleet import Fleet
 from migcompat_extender.caches import Caches
 
@@ -50,6 +54,25 @@ class Api:
         return listing(*map(built, self.items[plural]))
 
 
+class Leaving(Api):
+    """Watches tell that everything listed has been deleted, once ``leave`` is set."""
+
+    def __init__(self, items: dict[str, list[Any]]) -> None:
+        super().__init__(items)
+        self.leave = asyncio.Event()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        if "watch" not in request.query:
+            return await super().answer(request)
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        await self.leave.wait()
+        for item in map(built, self.items[request.path.rsplit("/", 1)[1]]):
+            await answer.write(json.dumps({"type": "DELETED", "object": item}).encode() + b"\n")
+        await asyncio.sleep(60)
+        return answer
+
+
 async def until(condition: Any) -> None:
     async with asyncio.timeout(20):
         while not condition():
@@ -73,6 +96,25 @@ async def test_lists_fill_the_fleet() -> None:
             await running
     assert server.asked["pods"] == "kubevirt.io=virt-launcher", "other pods are not read"
     assert server.asked["nodes"] == ""
+
+
+async def test_what_is_deleted_leaves_the_fleet() -> None:
+    fleet, server = Fleet(), Leaving(objects())
+    server.items["compatibilitypolicies"] = [CompatibilityPolicy(ObjectMeta(name="p"), msgspec.Raw(b"[]"))]
+    async with api(server.answer) as client:
+        caches = Caches(client, fleet)
+        running = asyncio.create_task(caches.run())
+        await until(lambda: caches.problem() is None)
+        assert fleet.policies.problems
+        server.leave.set()
+        await until(lambda: fleet.vmi("tenant-a", "vm-a") is None)
+        await until(lambda: not fleet.pods_of("uid-vm-a"))
+        await until(lambda: fleet.node("n2") is None)
+        await until(lambda: fleet.vfionode("n2") is None)
+        await until(lambda: not fleet.policies.problems)
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
 
 
 async def test_silence_makes_stale() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import ssl
 from collections.abc import AsyncIterator
@@ -98,6 +99,33 @@ async def test_rotation_reaches_new_connections(tmp_path: Path, host: str) -> No
             await ask(server, "/filter", stale_client, args(["n2"]), host)
 
 
+async def test_a_client_ca_that_alone_changes_is_reloaded(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "ca")
+    old, new = Authority(tmp_path, "old-ca"), Authority(tmp_path, "new-ca")
+    ca = tmp_path / "client-ca.crt"
+    shutil.copy(old.file, ca)
+    certificates = Certificates(*authority.issue("server"), ca)
+    before, after = authority.client(old.issue("client-1")), authority.client(new.issue("client-2"))
+    async with listening(certificates, app()) as server:
+        assert (await ask(server, "/filter", before, args(["n2"])))[0] == 200
+        shutil.copy(new.file, ca)
+        assert certificates.reload() is True
+        assert (await ask(server, "/filter", after, args(["n2"])))[0] == 200
+        with pytest.raises((aiohttp.ClientError, ssl.SSLError, ConnectionError)):
+            await ask(server, "/filter", before, args(["n2"]))
+
+
+async def test_sessions_cannot_be_resumed(tmp_path: Path) -> None:
+    """A resumed session would not show its client certificate again after the client CA was rotated."""
+    authority = Authority(tmp_path, "ca")
+    async with listening(Certificates(*authority.issue("server")), app()) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=authority.client())
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert await reader.read()
+        assert not writer.get_extra_info("ssl_object").session.has_ticket
+        writer.close()
+
+
 async def test_a_half_written_pair_keeps_the_one_before(tmp_path: Path) -> None:
     authority = Authority(tmp_path, "ca")
     cert, key = authority.issue("server")
@@ -105,6 +133,7 @@ async def test_a_half_written_pair_keeps_the_one_before(tmp_path: Path) -> None:
     shutil.copy(authority.issue("next")[0], cert)
     with pytest.raises(ssl.SSLError):
         certificates.reload()
+    assert certificates.reload() is False, "each change is told of once"
     plain = make_app(world({"n2": "1.1.0"}), all_well)
     async with listening(certificates, plain) as server:
         assert (await ask(server, "/filter", authority.client(), args(["n2"])))[0] == 200
