@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import grpc
+import grpc.aio
 import pytest
 from migcompat.api.cluster import Pod
 from migcompat.engine.declaration import Kind
-from migcompat.kube.kinds import PODS
+from migcompat.kube.kinds import PODS, VMIS
 from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2 as pb
 from migcompat.kubelet.podresources import PodResources
+from migcompat_deviceplugin import preferred
 from migcompat_deviceplugin.allocate import env_name
+from migcompat_deviceplugin.inquiry import Inquiry
+from migcompat_deviceplugin.state import State
 
-from tests.deviceplugin.world import CONTAINER, POOL, World, eventually, uuid
+from tests.deviceplugin.world import CONTAINER, NODE, POOL, SOURCE, World, eventually, uuid
 from tests.support import fleets
 from tests.support.fabricate import add_function
 from tests.support.kubelet import AdmissionError
@@ -204,3 +209,104 @@ async def test_pods_that_are_no_targets_of_this_node_do_not_steer(node: World) -
         await node.registered(count=3)
         answers = await node.kubelet.admit("ns", "pod", CONTAINER, {POOL: 1})
     assert list(answers[POOL].envs.values()) == [uuid(1)]
+
+
+def two_vms(node: World, first: str, second: str, *, of_first: int = 1) -> tuple[Pod, Pod]:
+    """Target pods of two VMs, *first* with devices at 1.2.0, *second* with one at 1.1.0."""
+    declared, holders, targets = {}, {}, []
+    for name, version, count in ((first, "1.2.0", of_first), (second, "1.1.0", 1)):
+        resources = [POOL] * count
+        node.api.put(VMIS, fleets.vmi(name, SOURCE, resources=resources))
+        node.api.put(PODS, fleets.pod(name, SOURCE, resources=resources))
+        for number in range(count):
+            declared[f"{name}-{number}"] = fleets.declared(version)
+            holders[f"{name}-{number}"] = ("tenant-a", f"virt-launcher-{name}-src")
+        target = fleets.pod(name, NODE, source=SOURCE, suffix="dst", resources=resources, phase="Pending")
+        node.api.put(PODS, target)
+        targets.append(target)
+    node.put_source(declared, holders)
+    return targets[0], targets[1]
+
+
+async def given(node: World, pod: Pod) -> str:
+    answers = await node.kubelet.admit("tenant-a", pod.metadata.name, CONTAINER, {POOL: 1})
+    (ids,) = answers[POOL].envs.values()
+    return ids
+
+
+async def test_oldest_target_that_is_not_being_deleted_is_served_first(node: World) -> None:
+    for number, version in enumerate(["1.0.0", "1.1.0", "1.2.0"], start=1):
+        node.add(number, version)
+    newer, oldest = two_vms(node, "a-newer", "b-oldest")
+    newer.metadata.creation_timestamp = "2026-01-02T00:00:00Z"
+    oldest.metadata.creation_timestamp = "2026-01-01T00:00:00Z"
+    leaving = fleets.pod("a-newer", NODE, source=SOURCE, suffix="leaving", phase="Pending")
+    leaving.metadata.creation_timestamp = "2025-01-01T00:00:00Z"
+    leaving.metadata.deletion_timestamp = "2026-01-01T00:00:00Z"
+    for pod in (newer, oldest, leaving):
+        node.api.put(PODS, pod)
+    async with node.running():
+        await node.registered(count=3)
+        assert await given(node, oldest) == uuid(2)
+        assert await given(node, newer) == uuid(3)
+
+
+async def test_a_target_that_wants_another_number_of_devices_is_not_the_one_asked_for(node: World) -> None:
+    for number, version in enumerate(["1.1.0", "1.2.0", "1.2.0"], start=1):
+        node.add(number, version)
+    _, small = two_vms(node, "big", "small", of_first=2)
+    async with node.running():
+        await node.registered(count=3)
+        assert await given(node, small) == uuid(1)
+
+
+async def test_a_target_that_holds_its_device_is_served_no_more(
+    node: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preferred, "SERVED_SECONDS", 0.0)
+    for number, version in enumerate(["1.1.0", "1.2.0", "1.2.0"], start=1):
+        node.add(number, version)
+    first, second = two_vms(node, "first", "second")
+    async with node.running() as agent:
+        await node.registered(count=3)
+        assert await given(node, first) == uuid(2)
+        await eventually(lambda: agent.state.allocations)
+        assert await given(node, second) == uuid(1)
+
+
+async def test_a_target_that_was_just_served_is_not_served_again(node: World) -> None:
+    for number, version in enumerate(["1.1.0", "1.2.0", "1.2.0"], start=1):
+        node.add(number, version)
+    first, second = two_vms(node, "first", "second")
+    async with node.running():
+        await node.registered(count=3)
+        assert [await given(node, first), await given(node, second)] == [uuid(2), uuid(1)]
+
+
+async def test_steering_survives_whatever_goes_wrong() -> None:
+    class Broken(Inquiry):
+        def __init__(self) -> None:
+            pass
+
+        async def pending_targets(self, resource: str) -> list[Pod]:
+            raise RuntimeError("a bug")
+
+    assert await preferred.Preferred(State(), Broken()).choose(POOL, ["b", "a"], [], 1) == ["a"]
+
+
+async def test_a_device_of_another_pool_is_refused(node: World) -> None:
+    node.add(1)
+    add_function(node.sysfs, f"pci0000:00/{VFS[0]}", group=7)
+    async with node.running():
+        await node.registered()
+        with pytest.raises(grpc.aio.AioRpcError, match=f"is in the pool {VF_POOL} by now"):
+            await allocate(node, POOL, VFS[0])
+
+
+async def test_devices_of_one_group_name_its_node_once(node: World) -> None:
+    for address in VFS:
+        add_function(node.sysfs, f"pci0000:00/{address}", group=7)
+    async with node.running():
+        await node.registered(VF_POOL, count=2)
+        answer = await allocate(node, VF_POOL, *VFS)
+    assert [d.host_path for d in answer.devices] == ["/dev/vfio/vfio", "/dev/vfio/7"]

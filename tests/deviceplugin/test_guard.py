@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import grpc
+import grpc.aio
 import pytest
 from migcompat.api import names
 from migcompat.api.cluster import Pod
@@ -10,9 +12,10 @@ from migcompat.api.meta import ObjectMeta
 from migcompat.fleet.migrant import Migrant, MigrantDevice, Mode
 from migcompat.fleet.stamp import encode
 from migcompat.kube.kinds import PODS, VMIS
+from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2 as pb
 from migcompat_deviceplugin import guard, inquiry
 
-from tests.deviceplugin.world import CONTAINER, POOL, SOURCE, World, eventually, uuid
+from tests.deviceplugin.world import CONTAINER, NODE, POOL, SOURCE, World, eventually, uuid
 from tests.support import fleets
 from tests.support.kubelet import PreStartError
 from tests.support.sysfs import set_migration
@@ -346,3 +349,121 @@ async def test_device_that_vanished_is_refused(node: World) -> None:
         node.remove(int(given[-1]))
         with pytest.raises(PreStartError, match="migcompat guard: DeviceGone: "):
             await node.kubelet.prestart("tenant-a", pod.metadata.name, CONTAINER)
+
+
+async def test_device_that_is_unhealthy_by_now_is_refused(node: World) -> None:
+    device = node.add(1)
+    node.source_vm()
+    pod = node.target_pod()
+    async with node.running():
+        await node.registered()
+        await node.kubelet.admit("tenant-a", pod.metadata.name, CONTAINER, {POOL: 1})
+        (device / "driver").unlink()
+        with pytest.raises(PreStartError, match="migcompat guard: DeviceUnhealthy: no driver is bound"):
+            await node.kubelet.prestart("tenant-a", pod.metadata.name, CONTAINER)
+
+
+async def test_mode_prefer_does_not_open_the_guard(node: World) -> None:
+    node.add(1, "1.0.0")
+    lax = {names.MODE: "prefer"}
+    node.source_vm(version="1.1.0", annotations=lax)
+    pod = node.target_pod(annotations=lax)
+    async with node.running(allow_loosening=True):
+        await node.registered()
+        assert "VersionMinorOlder" in await refused(node, pod)
+
+
+async def test_devices_of_other_plugins_are_none_of_the_guards_business(node: World) -> None:
+    node.add(1)
+    node.source_vm()
+    pod = node.target_pod()
+    async with node.running():
+        await node.registered()
+        held = {"other": {"devices.kubevirt.io/kvm": ["kvm0"]}}
+        node.kubelet.pods[("tenant-a", pod.metadata.name)] = dict(held)
+        await node.start_target(pod)
+
+
+def vm_with_two(node: World) -> Pod:
+    """A VM that moves with two devices, each of which is to be aggregated; its target pod."""
+    both = [POOL, POOL]
+    node.api.put(VMIS, fleets.vmi("vm", SOURCE, resources=both))
+    node.api.put(PODS, fleets.pod("vm", SOURCE, resources=both))
+    declared = fleets.declared(extra=AGGREGATED)
+    holder = ("tenant-a", "virt-launcher-vm-src")
+    node.put_source({"s1": declared, "s2": declared}, {"s1": holder, "s2": holder})
+    pod = fleets.pod("vm", NODE, source=SOURCE, suffix="dst", resources=both, phase="Pending")
+    node.api.put(PODS, pod)
+    return pod
+
+
+async def test_each_container_is_judged_by_all_that_the_pod_holds_and_only_its_devices_are_written(
+    node: World,
+) -> None:
+    attributes = [node.add(number) / "aggregator" for number in (1, 2)]
+    for attribute in attributes:
+        attribute.write_text("16\n")
+    pod = vm_with_two(node)
+    where = ("tenant-a", pod.metadata.name)
+    async with node.running():
+        await node.registered(count=2)
+        for container in ("one", "two"):
+            await node.kubelet.admit(*where, container, {POOL: 1})
+        await node.kubelet.prestart(*where, "one")
+        assert sorted(attribute.read_text().strip() for attribute in attributes) == ["16", "4"]
+        await node.kubelet.prestart(*where, "two")
+        assert [attribute.read_text().strip() for attribute in attributes] == ["4", "4"]
+
+
+async def test_stamp_that_asks_for_other_devices_than_the_pod_does_not_count(node: World) -> None:
+    node.add(1)
+    node.add(2)
+    pod = vm_with_two(node)
+    node.api.drop("vfionodes", SOURCE)
+    found = node.api.get("pods", pod.metadata.name, "tenant-a")
+    found["metadata"]["annotations"][names.SOURCE] = stamp("1.0.0")
+    async with node.running():
+        await node.registered(count=2)
+        await node.kubelet.admit("tenant-a", pod.metadata.name, CONTAINER, {POOL: 2})
+        with pytest.raises(PreStartError, match="migcompat guard: Unknown: "):
+            await node.kubelet.prestart("tenant-a", pod.metadata.name, CONTAINER)
+
+
+async def test_devices_of_which_several_pods_are_named_are_refused(
+    node: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "HOLDER_PAUSE", 0.0)
+    node.add(1)
+    node.add(2)
+    async with node.running():
+        await node.registered(count=2)
+        for number in (1, 2):
+            node.api.put(PODS, fleets.pod(f"vm-{number}", NODE))
+            held = {CONTAINER: {POOL: [uuid(number)]}}
+            node.kubelet.pods[("tenant-a", f"virt-launcher-vm-{number}-src")] = held
+        request = pb.PreStartContainerRequest(devices_ids=[uuid(1), uuid(2)])
+        with pytest.raises(grpc.aio.AioRpcError, match="migcompat guard: PodUnknown: "):
+            await node.kubelet.plugins[POOL].stub.PreStartContainer(request)
+
+
+async def test_stamp_loosens_nothing_where_the_admin_does_not_allow_it(node: World) -> None:
+    other = fleets.declared(type_="OTHER")
+    node.add(1, entries=[other.self.attributes])
+    put_policy(node, b'{"crossType": "Deny"}')
+    migrant = Migrant(
+        namespace="tenant-a",
+        name="vm",
+        uid="uid-vm",
+        node=SOURCE,
+        asks={POOL: 1},
+        devices=(MigrantDevice(POOL, other),),
+        allow_cross_type=True,
+    )
+    pod = node.target_pod(annotations={names.SOURCE: encode(migrant, "migration-vm")})
+    async with node.running():
+        await node.registered()
+        assert "TypeMismatch" in await refused(node, pod)
+    node.kubelet.release("tenant-a", pod.metadata.name)
+    async with node.running(allow_loosening=True):
+        await node.registered()
+        await node.start_target(pod)

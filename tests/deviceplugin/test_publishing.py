@@ -9,8 +9,9 @@ import pytest
 from migcompat.api import names
 from migcompat.api.vfionode import PodRef, declaration, split
 from migcompat.engine.declaration import Acceptance, Declaration, Entry, Kind, Presence, SelfSet
+from migcompat.kube.kinds import VFIONODES
 from migcompat_deviceplugin.publisher import Publisher
-from migcompat_deviceplugin.status import CONTENT_LIMIT, bounded, label_patch
+from migcompat_deviceplugin.status import CONTENT_LIMIT, bounded, label_patch, labels
 
 from tests.deviceplugin.world import NODE, POOL, World, eventually, uuid
 from tests.support import fleets
@@ -106,6 +107,36 @@ async def test_holders_outlive_a_restart_of_the_agent_while_pod_resources_is_dow
         assert node.vfionode.status.devices[0].allocated_to == PodRef("ns", "pod")
 
 
+async def test_holders_of_an_earlier_boot_are_forgotten_while_pod_resources_is_down(node: World) -> None:
+    node.add(1)
+    before = fleets.vfionode(
+        NODE, {uuid(1): fleets.declared()}, allocated={uuid(1): ("ns", "pod")}, boot_id="boot-0"
+    )
+    node.api.put(VFIONODES, before)
+    await node.kubelet.stop_pod_resources()
+    async with node.running():
+        await eventually(lambda: node.vfionode.status.boot_id == fleets.BOOT)
+        assert node.vfionode.status.devices[0].allocated_to is None
+
+
+async def test_a_resource_that_is_not_registered_is_not_ready(node: World) -> None:
+    node.add(1)
+    await node.kubelet.stop()
+    await node.kubelet.start_pod_resources()
+    async with node.running():
+        await eventually(lambda: ("vfionodes", "", NODE) in node.api.objects)
+        await eventually(lambda: node.vfionode.status.conditions)
+        await eventually(lambda: node.vfionode.status.conditions[0].reason == "NotRegistered")
+        assert POOL in node.vfionode.status.conditions[0].message
+
+
+def test_only_devices_that_say_what_they_are_are_offered() -> None:
+    silent = Declaration(Kind.MDEV, SelfSet(Presence.MALFORMED, {}, "garbled"))
+    status = fleets.vfionode("n", {"x": silent}).status
+    status.devices = [msgspec.structs.replace(d, type="nvidia-63") for d in status.devices]
+    assert labels(status) == {names.NODE_MANAGED: "true", "type.migcompat.io/nvidia-63": "true"}
+
+
 async def test_what_others_delete_or_change_is_mended(node: World) -> None:
     node.add(1)
     async with node.running() as agent:
@@ -153,6 +184,15 @@ def test_too_much_content_harms_only_who_says_it() -> None:
     assert len(cut) == 2
     parts = [part for item in kept.values() for part in (split(item)[1], split(item)[3])]
     assert sum(len(msgspec.json.encode(part)) for part in parts) < CONTENT_LIMIT
+
+
+def test_content_that_devices_share_counts_once_and_goes_with_the_last_of_them() -> None:
+    entries = tuple(Entry({f"attribute{i}": "x" * 4000}) for i in range(60))
+    wordy = Declaration(Kind.MDEV, SelfSet(), Acceptance(Presence.PRESENT, entries))
+    declared = {"modest": fleets.declared(), "one": wordy, "two": wordy}
+    assert bounded(declared) == declared
+    kept = bounded(declared, 4096)
+    assert [id_ for id_, item in kept.items() if item != declared[id_]] == ["one", "two"]
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,16 @@ async def test_no_empty_list_at_the_end_of_the_process(node: World) -> None:
     assert not list(node.kubelet.plugin_dir.glob("migcompat-*"))
 
 
+async def test_sockets_of_an_earlier_process_are_removed(node: World) -> None:
+    node.add(1)
+    left, foreign = (node.kubelet.plugin_dir / name for name in ("migcompat-0123456789-7.sock", "other.sock"))
+    left.touch()
+    foreign.touch()
+    async with node.running():
+        await node.registered()
+        assert (left.exists(), foreign.exists()) == (False, True)
+
+
 async def test_pools_are_registered_each_on_its_own(node: World) -> None:
     node.add(1)
     add_function(node.sysfs, "pci0000:00/0000:00:05.0", group=7, node=1, ids=("0x15b3", "0x101e"))
