@@ -11,6 +11,7 @@
 :mod:`.reconcile`      what is to be done about one object: create, patch, delete, say (pure)
 :mod:`.targets`        what is to be done about migrations' target pods (pure)
 :mod:`.policies`       what each CompatibilityPolicy governs, as its status (pure)
+:mod:`.memory`         what was told last, and since when an answer is in doubt (pure)
 :mod:`.retries`        which waiting migrations are worth another try (pure)
 :mod:`.writer`         does it: the only module that writes to the API server
 :mod:`.worker`         when: debounce, urgency, coalescing, backoff

@@ -26,7 +26,7 @@ class Announcement(msgspec.Struct, frozen=True):
     """One event.
 
     Two in a row about the same object with the same reason and *cause* say the same thing, though their
-    messages may differ in a count. Without a *cause* it is always news: a written change stands behind it.
+    messages may differ in a count. Without a *cause* it is always news: :mod:`.memory` knows what was told.
     """
 
     about: ObjectReference
@@ -37,23 +37,25 @@ class Announcement(msgspec.Struct, frozen=True):
 
 
 class Said:
-    """What has been said already, so that no event comes again and again."""
+    """What this process has said already, so that no event comes again and again."""
 
     def __init__(self) -> None:
         self._causes: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     def is_news(self, announcement: Announcement) -> bool:
-        """Whether it differs from the last one about its object with its reason; remembers it."""
-        if not announcement.cause:
-            return True
+        """Whether it differs from the last one about its object with its reason."""
         key = (announcement.about.uid, announcement.reason)
-        if self._causes.get(key) == announcement.cause:
-            return False
+        return not announcement.cause or self._causes.get(key) != announcement.cause
+
+    def remember(self, announcement: Announcement) -> None:
+        """It has been written: only now, so that what was dropped or refused is said later."""
+        if not announcement.cause:
+            return
+        key = (announcement.about.uid, announcement.reason)
         self._causes[key] = announcement.cause
         self._causes.move_to_end(key)
         if len(self._causes) > _REMEMBERED:
             self._causes.popitem(last=False)
-        return True
 
 
 def about_vmi(vmi: VirtualMachineInstance) -> ObjectReference:

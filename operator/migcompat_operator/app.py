@@ -73,7 +73,7 @@ async def run(options: Options) -> None:
                 asyncio.create_task(resync.run(), name="resync"),
                 asyncio.create_task(
                     kopf.operator(
-                        registry=registry(mirror, metrics),
+                        registry=registry(mirror, metrics, resync.relisted),
                         settings=settings(),
                         clusterwide=True,
                         standalone=True,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import kopf
@@ -29,12 +29,16 @@ BACKOFFS = (1.0, 1.0, 2.0, 3.0, 5.0, *[10.0] * 1000)
 """Seconds between attempts; kopf ends when they are used up, and an API server may be away for an hour."""
 
 
-def registry(mirror: Mirror, metrics: Metrics) -> kopf.OperatorRegistry:
+Relisted = Callable[[Resource[Any]], None]
+"""Told of each object that kopf got from a list, because a list says nothing of what has gone."""
+
+
+def registry(mirror: Mirror, metrics: Metrics, relisted: Relisted) -> kopf.OperatorRegistry:
     """Handlers for every kind the mirror keeps, and the login."""
     found = kopf.OperatorRegistry()
     kopf.on.login(registry=found)(_login)
     for resource in mirror.resources:
-        _register(found, resource, mirror, metrics)
+        _register(found, resource, mirror, metrics, relisted)
     return found
 
 
@@ -59,8 +63,16 @@ def settings() -> kopf.OperatorSettings:
     return chosen
 
 
-def take(event: Mapping[str, Any], resource: Resource[Any], mirror: Mirror, metrics: Metrics) -> None:
-    """One event of a watch (type None: from the first list). What does not decode counts as absent."""
+def take(
+    event: Mapping[str, Any],
+    resource: Resource[Any],
+    mirror: Mirror,
+    metrics: Metrics,
+    relisted: Relisted,
+) -> None:
+    """One event of a watch (type None: from a list). What does not decode counts as absent."""
+    if event["type"] is None:
+        relisted(resource)
     body = event["object"]
     meta = body.get("metadata") or {}
     key = (str(meta.get("namespace") or ""), str(meta.get("name") or ""))
@@ -84,10 +96,14 @@ def take(event: Mapping[str, Any], resource: Resource[Any], mirror: Mirror, metr
 
 
 def _register(
-    found: kopf.OperatorRegistry, resource: Resource[Any], mirror: Mirror, metrics: Metrics
+    found: kopf.OperatorRegistry,
+    resource: Resource[Any],
+    mirror: Mirror,
+    metrics: Metrics,
+    relisted: Relisted,
 ) -> None:
     async def handle(event: Mapping[str, Any], **_: Any) -> None:
-        take(event, resource, mirror, metrics)
+        take(event, resource, mirror, metrics, relisted)
 
     kopf.on.event(resource.group, resource.version, resource.plural, id=resource.plural, registry=found)(
         handle

@@ -20,8 +20,9 @@ from migcompat.fleet.survey import Survey
 
 from migcompat_operator import announcement as say
 from migcompat_operator.announcement import Announcement
-from migcompat_operator.answer import MIGRATABLE, answer, condition, unanswerable
-from migcompat_operator.question import Unanswerable, ask
+from migcompat_operator.answer import KUBEVIRT_NOT_MIGRATABLE, MIGRATABLE, answer, condition, unanswerable
+from migcompat_operator.memory import Verdict
+from migcompat_operator.question import Question, Unanswerable, ask
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "migcompat-operator"
@@ -32,8 +33,10 @@ VMI_KIND = "VirtualMachineInstance"
 class Plan(msgspec.Struct):
     """What the writer does, in this order.
 
-    ``urgent``: MIGRATABLE, REASON or the source changes. ``survey``: of the VM that has the object's name,
-    if it is what the object asks about.
+    ``urgent``: MIGRATABLE, REASON or the source changes. ``held``: the answer is in doubt and left as it was.
+    ``is_definite``: MIGRATABLE is True or False. ``tells``: the verdict that the VM's events have told once
+    ``events`` are said; empty when they tell none. ``survey``: of the VM that has the object's name, if that
+    and nothing else is what the object asks.
     """
 
     create: MigrationCompatibility | None = None
@@ -41,6 +44,9 @@ class Plan(msgspec.Struct):
     adopt: OwnerReference | None = None
     status: MigrationCompatibilityStatus | None = None
     urgent: bool = False
+    held: bool = False
+    is_definite: bool = False
+    tells: Verdict = ("", "")
     events: tuple[Announcement, ...] = ()
     survey: Survey | None = None
 
@@ -62,10 +68,14 @@ def reconcile(
     *,
     now: str,
     allow_loosening: bool = False,
+    told: Verdict | None = None,
+    hold: bool = False,
 ) -> Plan:
     """The plan for a name at which *existing* and a *vmi* may be found.
 
-    *now* (RFC 3339) becomes the transition time of conditions whose status changes.
+    *now* (RFC 3339) becomes the transition time of conditions whose status changes. *told* is the last
+    definite verdict that events told of *vmi* (None: what :func:`told_before` finds). With *hold*, a definite
+    answer stays while the devices of a running VM are not published yet.
     """
     item = existing
     events = _annotation_events(vmi, allow_loosening) if vmi is not None and _is_wanted(fleet, vmi) else ()
@@ -77,18 +87,42 @@ def reconcile(
         return Plan(events=events)
     elif is_ours(item) and (vmi is None or not _is_kept(vmi)):
         return Plan(delete=True)
-    status, survey = _desired(fleet, item)
+    question = ask(fleet, item)
+    status, survey = _desired(fleet, item, question)
+    if hold and _is_in_doubt(fleet, item, question, status) and _adoption(item, vmi) is None:
+        return Plan(held=True, events=events)
     status.observed_generation = item.metadata.generation or 1
     status.conditions = _stamped(item.status.conditions, status.conditions, now)
     changed = existing is None or status != item.status
+    before = told_before(existing, vmi) if told is None else told
+    own = vmi is not None and asks_about(item, vmi.metadata.name)
+    is_definite = _is_definite(_verdict(status))
     return Plan(
         create=item if existing is None else None,
         adopt=_adoption(item, vmi) if existing is not None else None,
         status=status if changed else None,
         urgent=changed and _is_urgent(item.status, status),
-        events=events + (_verdict_events(item, status, vmi) if changed else ()),
+        is_definite=is_definite,
+        tells=_verdict(status) if own and is_definite else ("", ""),
+        events=events + (_verdict_events(before, status, vmi) if own and vmi is not None else ()),
         survey=survey,
     )
+
+
+def asks_about(item: MigrationCompatibility, vmi_name: str) -> bool:
+    """Whether the object's answer is the one that counts for that VM's migrations: nothing is overridden."""
+    spec = item.spec
+    asked = spec.virtual_machine_instance
+    others = (spec.device, spec.attributes, spec.policy)
+    return asked is not None and asked.name == vmi_name and all(other is None for other in others)
+
+
+def told_before(existing: MigrationCompatibility | None, vmi: VirtualMachineInstance | None) -> Verdict:
+    """What events of an earlier process must have told of *vmi*: what the status says, if definite."""
+    if existing is None or vmi is None or not asks_about(existing, vmi.metadata.name):
+        return ("", "")
+    verdict = _verdict(existing.status)
+    return verdict if _is_definite(verdict) and _adoption(existing, vmi) is None else ("", "")
 
 
 def is_ours(item: MigrationCompatibility) -> bool:
@@ -151,16 +185,38 @@ def _adoption(item: MigrationCompatibility, vmi: VirtualMachineInstance | None) 
 
 
 def _desired(
-    fleet: Fleet, item: MigrationCompatibility
+    fleet: Fleet, item: MigrationCompatibility, question: Question | Unanswerable
 ) -> tuple[MigrationCompatibilityStatus, Survey | None]:
-    question = ask(fleet, item)
     if isinstance(question, Unanswerable):
         return unanswerable(question.reason, question.message), None
     survey = fleet.survey(question.migrant)
-    asked = question.vmi.metadata.name if question.vmi is not None else ""
     return (
         answer(question.migrant, survey, question.vmi),
-        survey if asked == item.metadata.name else None,
+        survey if asks_about(item, item.metadata.name) else None,
+    )
+
+
+def _is_in_doubt(
+    fleet: Fleet,
+    item: MigrationCompatibility,
+    question: Question | Unanswerable,
+    new: MigrationCompatibilityStatus,
+) -> bool:
+    """Whether a definite answer is about to become Unknown only because devices are not published yet.
+
+    KubeVirt's own no is no answer about devices, and an answer to another generation of the question none.
+    """
+    if isinstance(question, Unanswerable) or question.vmi is None:
+        return False
+    before = _verdict(item.status)
+    return (
+        question.vmi.status.phase == "Running"
+        and bool(question.migrant.problem)
+        and fleet.node_problem(question.migrant.node) is None
+        and not _is_definite(_verdict(new))
+        and _is_definite(before)
+        and before[1] != KUBEVIRT_NOT_MIGRATABLE
+        and item.status.observed_generation == (item.metadata.generation or 1)
     )
 
 
@@ -180,21 +236,21 @@ def _is_urgent(old: MigrationCompatibilityStatus, new: MigrationCompatibilitySta
     )
 
 
-def _verdict(status: MigrationCompatibilityStatus) -> tuple[str, str]:
+def _is_definite(verdict: Verdict) -> bool:
+    return verdict[0] in ("True", "False")
+
+
+def _verdict(status: MigrationCompatibilityStatus) -> Verdict:
     found = condition(status, MIGRATABLE)
     return (found.status, found.reason) if found is not None else ("", "")
 
 
 def _verdict_events(
-    item: MigrationCompatibility, new: MigrationCompatibilityStatus, vmi: VirtualMachineInstance | None
+    before: Verdict, new: MigrationCompatibilityStatus, vmi: VirtualMachineInstance
 ) -> tuple[Announcement, ...]:
-    """The VM's own object tells on the VM when MIGRATABLE or REASON changed; a good start is no news."""
-    asked = item.spec.virtual_machine_instance
-    if vmi is None or asked is None or asked.name != item.metadata.name:
-        return ()
-    before, after = _verdict(item.status), _verdict(new)
+    """What differs from *before*, the last definite verdict told on the VM; a good start is no news."""
     found = condition(new, MIGRATABLE)
-    if found is None or before == after:
+    if found is None or before == _verdict(new):
         return ()
     about = say.about_vmi(vmi)
     if found.status == "False":

@@ -1,14 +1,18 @@
-"""Lists of everything: once before the first answer, and from time to time.
+"""Lists of everything: once before the first answer, when kopf has listed, and from time to time.
 
-Before the first answer, because half a cluster would give wrong ones. From time to time, because kopf, after
-its watch expired (410), lists anew without saying what has gone meanwhile.
+Before the first answer, because half a cluster would give wrong ones. When kopf has listed, because after its
+watch expired (410) it lists anew without saying what has gone meanwhile. From time to time, because it tells
+nothing at all of a list that is empty.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
+import time
+from collections.abc import Callable
 from typing import Any
 
 from migcompat.api.names import LAUNCHER_LABEL, LAUNCHER_VALUE
@@ -25,6 +29,12 @@ FIRST = 20.0
 """Seconds until the second list: what went between ours and kopf's first."""
 EVERY = 600.0
 RETRY = 2.0
+AGAIN = 15.0
+"""Seconds until a kind that could not be listed is listed again."""
+QUIET = 1.0
+"""Seconds without an object from kopf's list after which it has ended."""
+QUIET_LIMIT = 10.0
+"""Seconds after which we list although kopf's list has not ended."""
 
 
 class Resync:
@@ -34,11 +44,15 @@ class Resync:
     ``problem`` says why not.
     """
 
-    def __init__(self, client: Client, mirror: Mirror, *, every: float = EVERY, first: float = FIRST) -> None:
+    def __init__(
+        self, client: Client, mirror: Mirror, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._client = client
         self._mirror = mirror
-        self._every = every
-        self._first = first
+        self._clock = clock
+        self._due: dict[str, float] = {}
+        self._relisted: dict[str, float] = {}
+        self._wake = asyncio.Event()
         self.absent: set[str] = set()
         self.synced = False
         self.problem = "nothing listed yet"
@@ -49,13 +63,36 @@ class Resync:
         while not self.synced:
             await asyncio.sleep(RETRY)
             self.synced = await self._all()
+        self._due = {resource.plural: self._clock() + FIRST for resource in self._mirror.resources}
 
     async def run(self) -> None:
-        """List everything again, for ever."""
-        await asyncio.sleep(self._first)
+        """List each kind again when it is due, for ever."""
         while True:
-            await self._all()
-            await asyncio.sleep(self._every * random.uniform(0.9, 1.1))  # noqa: S311 - spreads load, no secret
+            self._wake.clear()
+            await self.list_due()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, min(self._due.values()) - self._clock())):
+                    await self._wake.wait()
+
+    def relisted(self, resource: Resource[Any]) -> None:
+        """kopf has told of an object from a list of its own: list that kind too, soon after the last one."""
+        if not self.synced:
+            return
+        now = self._clock()
+        since = self._relisted.setdefault(resource.plural, now)
+        self._due[resource.plural] = min(now + QUIET, since + QUIET_LIMIT)
+        self._wake.set()
+
+    async def list_due(self) -> None:
+        """List the kinds whose time has come."""
+        for resource in self._mirror.resources:
+            if self._due[resource.plural] > self._clock():
+                continue
+            self._relisted.pop(resource.plural, None)
+            spread = random.uniform(0.9, 1.1)  # noqa: S311 - spreads load, no secret
+            self._due[resource.plural] = self._clock() + EVERY * spread
+            if not await self._one(resource):
+                self._due[resource.plural] = self._clock() + AGAIN
 
     async def _all(self) -> bool:
         failed = [resource for resource in self._mirror.resources if not await self._one(resource)]

@@ -45,7 +45,7 @@ class Retries:
     def note(
         self,
         vmi: Key,
-        survey: Survey | None,
+        survey: Survey,
         *,
         before: bool | None,
         migrations: Iterable[VirtualMachineInstanceMigration],
@@ -56,10 +56,10 @@ class Retries:
         *before*: whether there was somewhere to go according to the status written last (None: no status);
         it counts only while nothing is remembered, that is after a restart. *now*: monotonic seconds.
         """
-        hopeful = survey is not None and survey.free > 0
+        hopeful = survey.free > 0
         was = self._hopeful.get(vmi, before)
         self._hopeful[vmi] = hopeful
-        if survey is None or not hopeful or was is not False:
+        if not hopeful or was is not False:
             return []
         touches = []
         for migration in migrations:

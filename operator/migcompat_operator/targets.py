@@ -1,7 +1,7 @@
 """What is to be done about a migration's target pod. Pure.
 
-* A pod that the webhook did not stamp is stamped (contract, Labels and annotations), so that the agent need
-  not ask the API server.
+* A pod whose stamp is not what we would write gets ours (contract, Labels and annotations): the webhook may
+  be off or have known less, and KubeVirt copies the annotations of a VM, which its tenant writes, to the pod.
 * A pod whose guard refused never starts and would be retried by the kubelet for ever (measured): it goes.
 * A pod that no node takes says so on itself.
 """
@@ -24,29 +24,34 @@ GUARD_MARK = "migcompat guard:"
 
 
 class TargetPlan(msgspec.Struct):
-    """*stamp*: the annotation's value to write, or empty. *delete*: the guard refused."""
+    """*stamp*: the annotation's value to write, or empty. *unstamp*: remove the annotation.
+
+    *delete*: the guard refused.
+    """
 
     stamp: str = ""
+    unstamp: bool = False
     delete: bool = False
     events: tuple[Announcement, ...] = ()
 
 
 def reconcile_target(fleet: Fleet, pod: Pod) -> TargetPlan:
     """The plan for a launcher pod; an empty one unless it is a migration target that is not running yet."""
-    if not pod.is_migration_target or pod.is_over or pod.metadata.deletion_timestamp is not None:
+    if not pod.is_migration_target or pod.is_over:
         return TargetPlan()
+    leaves = pod.metadata.deletion_timestamp is not None
     refusal = guard_refusal(pod)
     if refusal:
-        return TargetPlan(delete=True, events=_refused(fleet, pod, refusal))
-    if pod.status.phase not in ("", "Pending"):
+        return TargetPlan(delete=not leaves, events=_refused(fleet, pod, refusal))
+    if leaves or pod.status.phase not in ("", "Pending"):
         return TargetPlan()
     migrant = fleet.migrant_for_pod(pod)
     if migrant is None:
         return TargetPlan()
     plan = TargetPlan()
     uid = (pod.metadata.labels or {})[names.MIGRATION_UID]
-    if not migrant.problem and not _is_stamped(pod, uid):
-        plan.stamp = stamp.encode(migrant, uid)
+    if not migrant.problem:
+        _correct_stamp(pod, stamp.encode(migrant, uid), plan)
     if not pod.spec.node_name and migrant.mode is Mode.ENFORCE:
         survey = fleet.survey(migrant)
         if not survey.free:
@@ -66,12 +71,12 @@ def guard_refusal(pod: Pod) -> str:
     return ""
 
 
-def _is_stamped(pod: Pod, migration_uid: str) -> bool:
-    try:
-        stamp.decode((pod.metadata.annotations or {}).get(names.SOURCE, ""), migration_uid)
-    except stamp.StampError:
-        return False
-    return True
+def _correct_stamp(pod: Pod, ours: str, plan: TargetPlan) -> None:
+    """Whatever differs from *ours* (empty when too large) is replaced; equal content is not written again."""
+    theirs = (pod.metadata.annotations or {}).get(names.SOURCE)
+    if theirs != ours:
+        plan.stamp = ours
+        plan.unstamp = not ours and theirs is not None
 
 
 def _refused(fleet: Fleet, pod: Pod, refusal: str) -> tuple[Announcement, ...]:

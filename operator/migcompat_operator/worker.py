@@ -16,13 +16,17 @@ from collections import Counter
 from collections.abc import Awaitable
 from datetime import UTC, datetime
 
+from migcompat.api.cluster import VirtualMachineInstance
+from migcompat.api.migrationcompatibility import MigrationCompatibility
+from migcompat.fleet.survey import Survey
 from migcompat.kube.errors import ApiError
 
 from migcompat_operator.answer import MIGRATABLE, condition
+from migcompat_operator.memory import Memory
 from migcompat_operator.metrics import Metrics
 from migcompat_operator.mirror import Key, Mirror, Subject
 from migcompat_operator.policies import governed, policy_status
-from migcompat_operator.reconcile import Plan, reconcile
+from migcompat_operator.reconcile import Plan, asks_about, reconcile, told_before
 from migcompat_operator.retries import Retries
 from migcompat_operator.targets import reconcile_target
 from migcompat_operator.writer import Writer
@@ -75,6 +79,7 @@ class Worker:
         self._count_delay = count_delay
         self._debounce = debounce
         self._retries = Retries()
+        self._memory = Memory()
         self._due: dict[Item, float] = {}
         self._failures: dict[Item, int] = {}
         self._alive = time.monotonic()
@@ -137,7 +142,9 @@ class Worker:
         for item, plan in plans:
             if not plan.is_patient:
                 continue
-            await self._writer.say(plan.events)
+            if plan.events and await self._attempt(item, self._writer.say(plan.events)):
+                self._memory.tell(item[1], plan.tells)
+                plan.events = ()
             if plan.status is None:
                 continue
             if item not in ripe:
@@ -168,6 +175,7 @@ class Worker:
         questions = dict.fromkeys(self._mirror.compatibilities)
         for vmi in self._mirror.fleet.vmis():
             questions[vmi.metadata.namespace, vmi.metadata.name] = None
+        self._memory.keep(questions)
         return [
             *((Subject.TARGET, key) for key in self._mirror.targets),
             *((Subject.QUESTION, key) for key in questions),
@@ -178,26 +186,59 @@ class Worker:
         """Plan for one name; migrations that may go now are touched before anything is written."""
         mirror = self._mirror
         existing, vmi = mirror.compatibilities.get(key), mirror.fleet.vmi(*key)
-        plan = reconcile(mirror.fleet, existing, vmi, now=_now(), allow_loosening=self._allow_loosening)
+        now = time.monotonic()
+        uid = vmi.metadata.uid if vmi is not None else ""
+        plan = reconcile(
+            mirror.fleet,
+            existing,
+            vmi,
+            now=_now(),
+            allow_loosening=self._allow_loosening,
+            told=self._memory.told(key, uid, told_before(existing, vmi)),
+            hold=self._memory.may_hold(key, now),
+        )
         self._metrics.reconciled.labels(Subject.QUESTION.value).inc()
+        self._remember(key, plan, now)
         if vmi is None:
             self._retries.forget(key)
-            return plan
-        answered = existing is not None and bool(existing.status.conditions)
+        elif not plan.held:
+            survey = plan.survey or mirror.fleet.survey(mirror.fleet.migrant(vmi))
+            await self._retry(key, existing, vmi, survey)
+        return plan
+
+    def _remember(self, key: Key, plan: Plan, now: float) -> None:
+        item = (Subject.QUESTION, key)
+        if plan.held:
+            until = self._memory.hold(key, now)
+            self._due[item] = min(self._due.get(item, until), until)
+        elif plan.is_definite:
+            self._memory.settle(key)
+        if not plan.events:
+            self._memory.tell(key, plan.tells)
+        if plan.is_empty:
+            self._failures.pop(item, None)
+
+    async def _retry(
+        self, key: Key, existing: MigrationCompatibility | None, vmi: VirtualMachineInstance, survey: Survey
+    ) -> None:
+        """*survey* is the VM's own, whatever a user's object of its name asks; so is what it said before."""
+        mirror, before = self._mirror, None
+        if existing is not None and existing.status.conditions and asks_about(existing, vmi.metadata.name):
+            before = existing.status.free > 0
         for touch in self._retries.note(
             key,
-            plan.survey,
-            before=existing.status.free > 0 if existing is not None and answered else None,
+            survey,
+            before=before,
             migrations=[mirror.migrations[one] for one in sorted(mirror.migrations_of.get(key, ()))],
             now=time.monotonic(),
         ):
             await self._attempt((Subject.QUESTION, key), self._writer.touch(touch))
-        return plan
 
     async def _carry_out(self, item: Item, plan: Plan) -> None:
         self._alive = time.monotonic()
         existing = self._mirror.compatibilities.get(item[1])
         if await self._attempt(item, self._writer.question(item[1], existing, plan)):
+            self._memory.tell(item[1], plan.tells)
             self._due.pop(item, None)
 
     async def _target(self, key: Key) -> None:
@@ -206,7 +247,7 @@ class Worker:
             return
         self._metrics.reconciled.labels(Subject.TARGET.value).inc()
         plan = reconcile_target(self._mirror.fleet, pod)
-        if plan.stamp or plan.delete or plan.events:
+        if plan.stamp or plan.unstamp or plan.delete or plan.events:
             await self._attempt((Subject.TARGET, key), self._writer.target(pod, plan))
 
     async def _policies(self) -> None:
@@ -219,13 +260,17 @@ class Worker:
             if status is not None:
                 await self._attempt((Subject.POLICY, key), self._writer.policy(item, status))
 
-    async def _attempt(self, item: Item, action: Awaitable[None]) -> bool:
-        """Do it; when the API server refuses or cannot be reached, look at *item* again after a while."""
+    async def _attempt(self, item: Item, action: Awaitable[bool | None]) -> bool:
+        """Do it; when the API server refuses, cannot be reached or takes not every event (the action returns
+        False then, and the log says why), look at *item* again after a while."""
         try:
-            await action
+            done = await action
         except ApiError as problem:
             delay = self._failed(item)
             log.warning("%s: trying again in %.0f s: %s", _name(item), delay, problem)
+            return False
+        if done is False:
+            self._failed(item)
             return False
         self._failures.pop(item, None)
         return True

@@ -33,7 +33,8 @@ COMPONENT = "migcompat-operator"
 class Writer:
     """Writes plans, tells the mirror what the API server answered, and counts.
 
-    Every method raises ApiError when the API server refuses or cannot be reached; the worker tries again.
+    Every method raises ApiError when the API server refuses or cannot be reached, and those that say events
+    return False when one was not said; the worker tries again.
     """
 
     def __init__(self, client: Client, mirror: Mirror, metrics: Metrics) -> None:
@@ -43,7 +44,7 @@ class Writer:
         self._recorder = EventRecorder(client, COMPONENT)
         self._said = Said()
 
-    async def question(self, key: tuple[str, str], item: MigrationCompatibility | None, plan: Plan) -> None:
+    async def question(self, key: tuple[str, str], item: MigrationCompatibility | None, plan: Plan) -> bool:
         """Carry out the plan for the MigrationCompatibility at *key*; *item* is what it was made from."""
         namespace, name = key
         try:
@@ -53,7 +54,7 @@ class Writer:
                 log.info(
                     "MigrationCompatibility %s/%s deleted: its VM is over or without devices", namespace, name
                 )
-                return
+                return True
             if plan.create is not None:
                 item = await self._client.create(COMPATIBILITIES, plan.create, namespace)
                 self._count("create")
@@ -68,15 +69,15 @@ class Writer:
         except (NotFound, Conflict) as problem:
             # Someone else was faster; the watch brings what there is now.
             log.info("MigrationCompatibility %s/%s changed meanwhile: %s", namespace, name, problem)
-        else:
-            await self.say(plan.events)
+            return not plan.events
+        return await self.say(plan.events)
 
-    async def target(self, pod: Pod, plan: TargetPlan) -> None:
+    async def target(self, pod: Pod, plan: TargetPlan) -> bool:
         """Carry out the plan for a target pod."""
         meta = pod.metadata
         try:
-            if plan.stamp:
-                patch = {"metadata": {"uid": meta.uid, "annotations": {names.SOURCE: plan.stamp}}}
+            if plan.stamp or plan.unstamp:
+                patch = {"metadata": {"uid": meta.uid, "annotations": {names.SOURCE: plan.stamp or None}}}
                 self._mirror.put(PODS, await self._client.patch(PODS, meta.name, patch, meta.namespace))
                 self._count("stamp")
             if plan.delete:
@@ -85,7 +86,7 @@ class Writer:
                 log.info("target pod %s/%s deleted: its guard refused", meta.namespace, meta.name)
         except (NotFound, Conflict) as problem:
             log.info("target pod %s/%s has gone meanwhile: %s", meta.namespace, meta.name, problem)
-        await self.say(plan.events)
+        return await self.say(plan.events)
 
     async def policy(self, item: CompatibilityPolicy, status: CompatibilityPolicyStatus) -> None:
         """Write the status of a policy."""
@@ -110,12 +111,18 @@ class Writer:
         except NotFound:
             log.info("migration %s/%s has gone meanwhile", namespace, name)
 
-    async def say(self, announcements: tuple[Announcement, ...]) -> None:
-        """Record those of *announcements* that are news."""
+    async def say(self, announcements: tuple[Announcement, ...]) -> bool:
+        """Record those of *announcements* that are news; whether all of them are said now."""
+        all_said = True
         for one in announcements:
-            if self._said.is_news(one):
-                await self._recorder.record(one.about, one.type, one.reason, one.message)
+            if not self._said.is_news(one):
+                continue
+            if await self._recorder.record(one.about, one.type, one.reason, one.message):
+                self._said.remember(one)
                 self._count("event")
+            else:
+                all_said = False
+        return all_said
 
     async def _status(self, item: MigrationCompatibility, plan: Plan) -> None:
         if plan.status is None:

@@ -98,7 +98,7 @@ async def test_a_flood_is_dropped_and_said() -> None:
     async with api(events.handler) as client:
         recorder = EventRecorder(client, "c", clock=events.clock)
         for number in range(60):
-            await recorder.record(VMI, "Normal", "R", f"message {number}")
+            assert await recorder.record(VMI, "Normal", "R", f"message {number}") is (number < 50)
         assert len(events.stored) == 50
         events.now = 1.0
         await recorder.record(VMI, "Normal", "R", "later")
@@ -110,4 +110,24 @@ async def test_a_refused_event_is_only_logged() -> None:
         return web.json_response(status(403, "Forbidden", "no create on events"), status=403)
 
     async with api(refuse) as client:
-        await EventRecorder(client, "c").record(VMI, "Normal", "R", "m")
+        assert not await EventRecorder(client, "c").record(VMI, "Normal", "R", "m")
+
+
+async def test_what_was_not_said_is_told_to_the_caller_and_can_be_said_at_once() -> None:
+    events = Events()
+    away = False
+
+    async def handle(request: web.Request) -> web.Response:
+        if away:
+            return web.json_response(status(500, "InternalError"), status=500)
+        return await events.handler(request)
+
+    async with api(handle) as client:
+        recorder = EventRecorder(client, "c", clock=events.clock)
+        assert await recorder.record(VMI, "Normal", "R", "m")
+        assert await recorder.record(VMI, "Normal", "R", "m"), "counted: said"
+        away, events.now = True, REPEAT_AFTER
+        assert not await recorder.record(VMI, "Normal", "R", "m")
+        away = False
+        assert await recorder.record(VMI, "Normal", "R", "m")
+        assert events.requests == ["POST", "PATCH"], "a failure is no reason to wait"

@@ -55,6 +55,10 @@ def test_a_change_marks_what_it_may_affect_and_a_repetition_nothing() -> None:
     assert held.dirty.take() == (False, [])
 
 
+def no_list(resource: object) -> None:
+    raise AssertionError(f"{resource!r} was not listed")
+
+
 def body(version: int, **spec: Any) -> dict[str, Any]:
     return {
         "apiVersion": "migcompat.io/v1alpha1",
@@ -67,13 +71,13 @@ def body(version: int, **spec: Any) -> dict[str, Any]:
 def test_an_event_that_does_not_decode_is_counted_and_everything_else_goes_on() -> None:
     held, metrics = mirror(), Metrics()
     good = body(1, virtualMachineInstance={"name": "vm-a"})
-    take({"type": "ADDED", "object": good}, COMPATIBILITIES, held, metrics)
+    take({"type": "ADDED", "object": good}, COMPATIBILITIES, held, metrics, no_list)
     assert held.dirty.take() == (False, [(Subject.QUESTION, ("tenant-a", "q"))])
-    take({"type": "MODIFIED", "object": body(2, device="no object")}, COMPATIBILITIES, held, metrics)
+    take({"type": "MODIFIED", "object": body(2, device="no object")}, COMPATIBILITIES, held, metrics, no_list)
     assert ("tenant-a", "q") not in held.compatibilities
     text = generate_latest(metrics.registry).decode()
     assert 'undecodable_objects_total{kind="migrationcompatibilities"} 1.0' in text
-    take({"type": "MODIFIED", "object": body(3)}, COMPATIBILITIES, held, metrics)
+    take({"type": "MODIFIED", "object": body(3)}, COMPATIBILITIES, held, metrics, no_list)
     assert ("tenant-a", "q") in held.compatibilities
-    take({"type": "DELETED", "object": body(4)}, COMPATIBILITIES, held, metrics)
+    take({"type": "DELETED", "object": body(4)}, COMPATIBILITIES, held, metrics, no_list)
     assert not held.compatibilities

@@ -238,6 +238,40 @@ def test_a_users_object_of_the_same_name_is_answered_and_left_alone() -> None:
     assert not gone.delete
 
 
+def test_an_answer_is_held_only_while_a_running_vms_devices_are_not_published_yet() -> None:
+    fleet = fleet_of({"n2": [declared("1.1.0")]})
+    item = stored(reconcile(fleet, None, of(fleet), now=NOW))
+    unpublished = vfionode("node-1", {"src": declared("1.1.0")})
+    fleet.put_vfionode(unpublished)
+    assert reconcile(fleet, item, of(fleet), now=LATER, hold=True).held
+    unknown = reconcile(fleet, item, of(fleet), now=LATER)
+    assert verdict(unknown) == ("Unknown", "Unknown")
+    assert not reconcile(fleet, stored(unknown, item), of(fleet), now=LATER, hold=True).held
+
+    fleet.drop_vfionode("node-1")
+    gone = reconcile(fleet, item, of(fleet), now=LATER, hold=True)
+    assert verdict(gone) == ("Unknown", "Unknown"), "nobody will publish anything there"
+
+    fleet.put_vfionode(unpublished)
+    scheduling = vmi("vm-a", "node-1")
+    scheduling.status = msgspec.structs.replace(scheduling.status, phase="Scheduling")
+    fleet.put_vmi(scheduling)
+    assert not reconcile(fleet, item, of(fleet), now=LATER, hold=True).held
+    reborn = vmi("vm-a", "node-1")
+    reborn.metadata.uid = "uid-new"
+    fleet.put_vmi(reborn)
+    assert not reconcile(fleet, item, of(fleet), now=LATER, hold=True).held, "the answer is another VM's"
+
+
+def test_overrides_of_a_users_object_are_no_news_about_the_vm() -> None:
+    fleet = fleet_of({"n2": [declared("1.4.0")]})
+    mine = question(virtualMachineInstance={"name": "vm-a"}, policy={"versionScheme": "exact"})
+    mine.metadata.name = "vm-a"
+    plan = reconcile(fleet, mine, of(fleet), now=NOW)
+    assert verdict(plan)[0] == "False"
+    assert (plan.events, plan.survey) == ((), None)
+
+
 def test_questions_about_a_device_and_about_literal_attributes() -> None:
     fleet = fleet_of({"n2": [declared("1.1.0")], "n3": [declared("1.0.0")]})
     device = reconcile(fleet, question(device={"node": "n3", "id": "n3-0"}), None, now=NOW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from migcompat.api import names
 from migcompat.api.cluster import ContainerState, ContainerStatus, Pod, PodStatus, Waiting
 from migcompat.fleet import stamp
@@ -31,6 +32,30 @@ def test_a_pod_without_a_valid_stamp_is_stamped() -> None:
     assert not reconcile_target(fleet, item).stamp
     item.metadata.labels = {**(item.metadata.labels or {}), names.MIGRATION_UID: "another"}
     assert reconcile_target(fleet, item).stamp, "a stamp of another migration does not count"
+
+
+def test_a_forged_stamp_is_replaced_and_a_running_pods_left_alone() -> None:
+    fleet = fleet_of({"n2": [declared("1.1.0")]})
+    item = target(fleet)
+    ours = reconcile_target(fleet, item).stamp
+    forged = ours.replace("1.1.0", "0.0.1")
+    assert stamp.decode(forged, "migration-vm-a"), "it can be read, and names the right migration"
+    item.metadata.annotations = {**(item.metadata.annotations or {}), names.SOURCE: forged}
+    assert reconcile_target(fleet, item).stamp == ours
+    assert not reconcile_target(fleet, msgspec.structs.replace(item, status=PodStatus("Running"))).stamp
+    fleet.put_vfionode(vfionode("node-1", {"src": declared("1.1.0")}))
+    assert not reconcile_target(fleet, item).stamp, "the source is not known: nothing better to say"
+
+
+def test_a_forged_stamp_goes_when_ours_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = fleet_of({"n2": [declared("1.1.0")]})
+    item = target(fleet)
+    monkeypatch.setattr(stamp, "LIMIT", 10)
+    plan = reconcile_target(fleet, item)
+    assert (plan.stamp, plan.unstamp) == ("", False)
+    item.metadata.annotations = {**(item.metadata.annotations or {}), names.SOURCE: "{}"}
+    plan = reconcile_target(fleet, item)
+    assert (plan.stamp, plan.unstamp) == ("", True)
 
 
 def test_a_source_that_is_not_known_is_not_stamped() -> None:
@@ -77,6 +102,10 @@ def test_a_pod_whose_guard_refused_is_deleted_and_both_pod_and_vm_say_so() -> No
     ]
     assert plan.events[0].message == "migcompat guard: VersionMinorOlder: no"
     assert "node n2" in plan.events[1].message
+    leaving = target(fleet, "n2", status=refused())
+    leaving.metadata.deletion_timestamp = "2026-01-01T00:00:00Z"
+    assert not reconcile_target(fleet, leaving).delete
+    assert reconcile_target(fleet, leaving).events == plan.events, "still to be said if it was not"
 
 
 def test_only_migration_targets_are_ever_deleted() -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from migcompat.api.cluster import MigrationSpec, VirtualMachineInstanceMigration
+from migcompat.api.meta import ObjectMeta
 from migcompat.api.migrationcompatibility import MigrationCompatibility
 from migcompat.kube.errors import Unreachable
-from migcompat.kube.kinds import COMPATIBILITIES
+from migcompat.kube.kinds import COMPATIBILITIES, VMIMS
+from migcompat_operator import memory
 from migcompat_operator import worker as worker_module
 from migcompat_operator.announcement import Announcement
+from migcompat_operator.answer import condition
 from migcompat_operator.metrics import Metrics
 from migcompat_operator.mirror import Dirty, Key, Mirror, Subject
 from migcompat_operator.reconcile import Plan, reconcile
@@ -18,8 +22,8 @@ from migcompat_operator.targets import TargetPlan
 from migcompat_operator.worker import Worker
 from migcompat_operator.writer import Writer
 
-from tests.operator.test_reconcile import fleet_of, stored
-from tests.support.fleets import declared, node, vfionode, vmi
+from tests.operator.test_reconcile import fleet_of, question, stored
+from tests.support.fleets import declared, node, pod, vfionode, vmi
 
 
 class Recorded(Writer):
@@ -29,24 +33,31 @@ class Recorded(Writer):
         self.mirror = mirror
         self.done: list[tuple[str, str]] = []
         self.broken = False
+        self.mute = False
+        self.version = 1000
 
-    async def question(self, key: Key, item: MigrationCompatibility | None, plan: Plan) -> None:
+    async def question(self, key: Key, item: MigrationCompatibility | None, plan: Plan) -> bool:
         if self.broken:
             raise Unreachable("no answer", "PATCH", "/apis")
         self.done.append(("urgent" if plan.urgent else "count", key[1]))
         if plan.status is not None:
             held = stored(plan, item)
-            held.metadata.resource_version = str(1000 + len(self.done))
+            self.version += 1
+            held.metadata.resource_version = str(self.version)
             self.mirror.put(COMPATIBILITIES, held)
+        return await self.say(plan.events)
 
-    async def target(self, pod: object, plan: TargetPlan) -> None:
+    async def target(self, pod: object, plan: TargetPlan) -> bool:
         self.done.append(("target", plan.stamp[:1]))
+        return True
 
     async def touch(self, touch: Touch) -> None:
         self.done.append(("touch", touch.migration[1]))
 
-    async def say(self, announcements: tuple[Announcement, ...]) -> None:
-        self.done.extend(("say", one.reason) for one in announcements)
+    async def say(self, announcements: tuple[Announcement, ...]) -> bool:
+        if not self.mute:
+            self.done.extend(("say", one.reason) for one in announcements)
+        return not (self.mute and announcements)
 
 
 class Bench:
@@ -70,6 +81,20 @@ class Bench:
         self.fleet.put_node(node(name))
         self.fleet.put_vfionode(vfionode(name, {name: declared("1.1.0")}))
 
+    def no_target(self) -> None:
+        self.fleet.put_vfionode(vfionode("n2", {"n2-0": declared("1.0.0")}))
+
+    def source(self, *, published: bool = True) -> None:
+        """What node-1's agent says of the VM's device."""
+        holder = {"src": ("tenant-a", "virt-launcher-vm-a-src")} if published else {}
+        self.fleet.put_vfionode(vfionode("node-1", {"src": declared("1.1.0")}, allocated=holder))
+
+    def answer(self) -> str:
+        """MIGRATABLE."""
+        found = condition(self.mirror.compatibilities["tenant-a", "vm-a"].status, "Migratable")
+        assert found is not None
+        return found.status
+
 
 async def test_a_verdict_is_written_at_once_a_count_waits_until_a_verdict_comes() -> None:
     bench = Bench(count_delay=60)
@@ -79,7 +104,7 @@ async def test_a_verdict_is_written_at_once_a_count_waits_until_a_verdict_comes(
     assert await bench.passes() == []
     bench.fleet.drop_vfionode("n2")
     bench.fleet.drop_vfionode("n3")
-    assert await bench.passes() == [("urgent", "vm-a")]
+    assert await bench.passes() == [("urgent", "vm-a"), ("say", "MigrationImpossible")]
 
 
 async def test_a_count_is_written_when_its_time_has_come() -> None:
@@ -89,6 +114,81 @@ async def test_a_count_is_written_when_its_time_has_come() -> None:
     assert await bench.passes() == []
     assert await bench.passes() == [("count", "vm-a")]
     assert await bench.passes() == []
+
+
+async def test_a_hand_over_does_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(count_delay=0)
+    await bench.passes()
+    bench.fleet.put_pod(pod("vm-a", "node-1", phase="Succeeded"))
+    assert await bench.passes() == [], "the source pod has ended, the VMI names its node still"
+    bench.fleet.put_vmi(vmi("vm-a", "n2"))
+    bench.fleet.put_pod(pod("vm-a", "n2", source="node-1", suffix="dst"))
+    assert await bench.passes() == [], "n2 has not published yet who holds its device"
+    holder = {"n2-0": ("tenant-a", "virt-launcher-vm-a-dst")}
+    bench.source(published=False)
+    bench.fleet.put_vfionode(vfionode("n2", {"n2-0": declared("1.1.0")}, allocated=holder))
+    assert await bench.passes() == [("urgent", "vm-a")]
+    assert bench.answer() == "True"
+    bench.fleet.put_vfionode(vfionode("n2", {"n2-0": declared("1.1.0")}))
+    assert await bench.passes() == [], "a new doubt"
+
+
+async def test_a_lasting_doubt_is_written_and_a_cause_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "HOLD", 0.0)
+    bench = Bench(count_delay=0)
+    bench.no_target()
+    assert await bench.passes() == [("urgent", "vm-a"), ("say", "MigrationImpossible")]
+    bench.source(published=False)
+    assert await bench.passes() == [("urgent", "vm-a")]
+    assert bench.answer() == "Unknown"
+    bench.source()
+    assert await bench.passes() == [("urgent", "vm-a")], "told before"
+    bench.source(published=False)
+    await bench.passes()
+    bench.source()
+    bench.another_target("n3")
+    assert await bench.passes() == [("urgent", "vm-a"), ("say", "MigrationPossible")]
+
+
+async def test_a_doubt_is_looked_at_again_when_its_time_is_over() -> None:
+    bench = Bench(count_delay=0)
+    await bench.passes()
+    bench.source(published=False)
+    assert await bench.passes() == []
+    held = bench.worker._memory
+    held._until = dict.fromkeys(held._until, 0.0)
+    assert bench.worker._due, "due, though nothing else happens"
+    bench.worker._due = dict.fromkeys(bench.worker._due, 0.0)
+    await bench.worker.pass_once()
+    assert bench.answer() == "Unknown"
+
+
+async def test_an_event_that_was_not_said_is_said_later() -> None:
+    bench = Bench(count_delay=0)
+    bench.no_target()
+    bench.writer.mute = True
+    assert await bench.passes() == [("urgent", "vm-a")]
+    assert await bench.passes() == []
+    bench.writer.mute = False
+    assert await bench.passes() == [("say", "MigrationImpossible")]
+    assert await bench.passes() == []
+
+
+async def test_a_users_object_of_the_vms_name_does_not_switch_retries_off() -> None:
+    bench = Bench(count_delay=0)
+    bench.no_target()
+    mine = question(attributes={"resource": "vfio.migcompat.io/other", "self": {}})
+    mine.metadata = ObjectMeta(
+        name="vm-a", namespace="tenant-a", uid="mine", generation=1, resource_version="1"
+    )
+    bench.mirror.put(COMPATIBILITIES, mine)
+    waiting = VirtualMachineInstanceMigration(
+        ObjectMeta(name="m", namespace="tenant-a", uid="m-uid"), MigrationSpec("vm-a")
+    )
+    bench.mirror.put(VMIMS, waiting)
+    assert await bench.passes() == [("urgent", "vm-a")], "and nothing is said on the VM"
+    bench.another_target("n3")
+    assert await bench.passes() == [("touch", "m")]
 
 
 async def test_what_failed_is_tried_again() -> None:
