@@ -22,6 +22,7 @@ from migcompat.kube.errors import (
     Unreachable,
 )
 from migcompat.kube.kinds import NODES, PODS
+from migcompat.kube.limiter import Limiter
 
 from tests.kube.fake_api import api, line, listing, node, status, stream
 
@@ -284,3 +285,54 @@ async def test_bodies_carry_version_and_kind_and_deletes_their_precondition() ->
 async def test_a_namespaced_object_needs_its_namespace() -> None:
     with pytest.raises(ValueError, match="pods p: the resource is namespaced"):
         PODS.path("p")
+
+
+async def test_redirects_are_not_followed() -> None:
+    """Whoever could redirect us would be sent our token."""
+    asked = []
+
+    async def handler(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(status=302, headers={"Location": "/elsewhere"})
+
+    async with api(handler) as client:
+        with pytest.raises(ApiError) as caught:
+            await client.get(NODES, "n")
+    assert caught.value.status == 302
+    assert asked == ["/api/v1/nodes/n"]
+
+
+async def test_only_writes_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+
+    async def handler(_: web.Request) -> web.Response:
+        return web.json_response(node("n"))
+
+    async def wait(_: Limiter) -> None:
+        waited.append("token")
+
+    monkeypatch.setattr(Limiter, "wait", wait)
+    async with api(handler) as client:
+        await client.get(NODES, "n")
+        assert waited == []
+        await client.create(NODES, node("n"))
+        await client.patch(NODES, "n", {})
+        await client.delete(NODES, "n")
+    assert len(waited) == 3
+
+
+async def test_watches_ask_for_bookmarks_and_for_an_end() -> None:
+    asked: dict[str, str] = {}
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        asked.update(request.query)
+        return await stream(request)
+
+    async with api(handler) as client, aclosing(client.watch(NODES, "7", seconds=5)) as events:
+        assert [event async for event in events] == []
+    assert asked == {
+        "watch": "true",
+        "allowWatchBookmarks": "true",
+        "resourceVersion": "7",
+        "timeoutSeconds": "5",
+    }

@@ -247,6 +247,29 @@ async def test_any_other_kind_must_be_there() -> None:
         assert reflector.trouble() == "nodes: not listed yet"
 
 
+async def test_a_known_object_whose_change_cannot_be_taken_in_is_dropped() -> None:
+    held: dict[str, str] = {}
+
+    def put(item: Node) -> None:
+        if item.metadata.resource_version != "1":
+            raise ValueError("a bug")
+        held[item.metadata.name] = item.metadata.resource_version
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if "watch" not in request.query:
+            return listing(node("a"), node("b"))
+        return await hold(request, line("MODIFIED", node("a", 2)))
+
+    async with api(handler) as client:
+        reflector = Reflector(client, NODES, put, lambda _, name: held.pop(name))
+        task = asyncio.create_task(reflector.run())
+        async with asyncio.timeout(20):
+            while held != {"b": "1"}:
+                await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_selectors_go_with_every_request() -> None:
     seen = []
 
