@@ -324,4 +324,4 @@ class TestBounds:
         monkeypatch.setattr("migcompat.sysfs.reader.os.open", note)
         read_declaration(place)
         expected = {f"migration/{half}/{name}" for half in ("self", "compatible") for name in OWN}
-        assert set(opened) == expected
+        assert set(opened) - {"."} == expected, "beside the directory itself"
