@@ -459,6 +459,7 @@ async def test_stamp_loosens_nothing_where_the_admin_does_not_allow_it(node: Wor
         devices=(MigrantDevice(POOL, other),),
         allow_cross_type=True,
     )
+    node.api.broken.add("virtualmachineinstances")
     pod = node.target_pod(annotations={names.SOURCE: encode(migrant, "migration-vm")})
     async with node.running():
         await node.registered()

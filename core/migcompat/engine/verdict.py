@@ -20,7 +20,7 @@ from migcompat.engine.reasons import Reason
 from migcompat.engine.templates import MAX_DEVICE_BINDINGS, Templates
 from migcompat.engine.versions import rank
 
-__all__ = ["Reason", "Verdict", "decide", "entry_problems", "usable_entries"]
+__all__ = ["Reason", "Verdict", "decide", "entry_problems"]
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -62,11 +62,6 @@ def decide(source: Declaration, target: Declaration, policy: Policy = DEFAULT_PO
         bindings={},
         obligations={},
     )
-
-
-def usable_entries(accepts: Acceptance, policy: Policy = DEFAULT_POLICY) -> dict[int, Templates]:
-    """The entries that can match anything, by index."""
-    return _usable(accepts, policy)[0]
 
 
 def entry_problems(accepts: Acceptance, policy: Policy = DEFAULT_POLICY) -> dict[int, str]:
