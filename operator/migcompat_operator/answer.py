@@ -125,7 +125,7 @@ def _available(devices: Condition, survey: Survey) -> Condition:
     if not survey.compatible:
         return Condition(AVAILABLE, "False", NONE_COMPATIBLE, "No node accepts its devices.")
     if not survey.free:
-        text = f"Of {_nodes(survey.compatible)} that would accept it none has such devices free and takes pods."
+        text = f"Of {_nodes(survey.compatible)} that would accept it none has free devices and takes pods."
         return Condition(AVAILABLE, "False", NONE_FREE, text)
     return Condition(
         AVAILABLE, "True", TARGET_FREE, f"{_nodes(survey.free)} that would accept it: devices are free."
