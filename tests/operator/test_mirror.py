@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from migcompat.fleet.fleet import Fleet
-from migcompat.kube.kinds import COMPATIBILITIES, VFIONODES, VMIS
+from migcompat.kube.kinds import COMPATIBILITIES, PODS, VFIONODES, VMIS
 from migcompat_operator.handlers import take
 from migcompat_operator.metrics import Metrics
 from migcompat_operator.mirror import Dirty, Mirror, Subject
 from prometheus_client import generate_latest
 
-from tests.support.fleets import declared, vfionode, vmi
+from tests.support.fleets import declared, pod, vfionode, vmi
 
 
 def mirror() -> Mirror:
@@ -79,5 +79,18 @@ def test_an_event_that_does_not_decode_is_counted_and_everything_else_goes_on() 
     assert 'undecodable_objects_total{kind="migrationcompatibilities"} 1.0' in text
     take({"type": "MODIFIED", "object": body(3)}, COMPATIBILITIES, held, metrics, no_list)
     assert ("tenant-a", "q") in held.compatibilities
+    held.dirty.take()
     take({"type": "DELETED", "object": body(4)}, COMPATIBILITIES, held, metrics, no_list)
     assert not held.compatibilities
+    assert held.dirty.take() == (False, [(Subject.QUESTION, ("tenant-a", "q"))]), (
+        "it may have to be made anew"
+    )
+
+
+def test_only_targets_that_have_not_ended_are_looked_at() -> None:
+    held = mirror()
+    held.put(PODS, versioned(pod("vm-a", source="node-1", phase="Pending"), 1))
+    assert held.started_migrations() == {"migration-vm-a"}
+    assert held.dirty.take() == (True, [(Subject.TARGET, ("tenant-a", "virt-launcher-vm-a-src"))])
+    held.put(PODS, versioned(pod("vm-a", source="node-1", phase="Failed"), 2))
+    assert held.started_migrations() == set()

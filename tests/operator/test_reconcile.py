@@ -8,8 +8,9 @@ import msgspec
 import pytest
 from migcompat.api import migrationcompatibility as api
 from migcompat.api.cluster import VirtualMachineInstance
+from migcompat.api.compatibilitypolicy import CompatibilityPolicy
 from migcompat.api.meta import Condition, ObjectMeta
-from migcompat.engine.declaration import Declaration
+from migcompat.engine.declaration import Declaration, Kind
 from migcompat.fleet.fleet import Fleet
 from migcompat_operator.answer import condition
 from migcompat_operator.reconcile import Plan, is_ours, merge_patch, reconcile, wire
@@ -217,10 +218,11 @@ def test_our_object_goes_with_the_vm_or_its_devices_and_follows_a_restart() -> N
     assert reconcile(fleet, item, of(fleet), now=NOW).delete
     assert reconcile(fleet, item, None, now=NOW).delete
     ended = vmi("vm-a", "node-1")
-    ended.status = msgspec.structs.replace(ended.status, phase="Succeeded")
-    fleet.put_vmi(ended)
-    assert reconcile(fleet, item, of(fleet), now=NOW).delete
-    assert reconcile(fleet, None, of(fleet), now=NOW).is_empty
+    for phase in ("Succeeded", "Failed"):
+        ended.status = msgspec.structs.replace(ended.status, phase=phase)
+        fleet.put_vmi(ended)
+        assert reconcile(fleet, item, of(fleet), now=NOW).delete
+        assert reconcile(fleet, None, of(fleet), now=NOW).is_empty
 
 
 def test_a_users_object_of_the_same_name_is_answered_and_left_alone() -> None:
@@ -270,6 +272,69 @@ def test_overrides_of_a_users_object_are_no_news_about_the_vm() -> None:
     plan = reconcile(fleet, mine, of(fleet), now=NOW)
     assert verdict(plan)[0] == "False"
     assert (plan.events, plan.survey) == ((), None)
+
+
+@pytest.mark.parametrize("part", ["labels", "owner_references"])
+def test_only_what_bears_both_marks_of_ours_is_ours_to_delete(part: str) -> None:
+    fleet = fleet_of({"n2": [declared("1.1.0")]})
+    item = stored(reconcile(fleet, None, of(fleet), now=NOW))
+    setattr(item.metadata, part, None)
+    assert not reconcile(fleet, item, None, now=NOW).delete
+
+
+def test_an_object_that_is_being_deleted_is_left_alone() -> None:
+    fleet = fleet_of({"n2": [declared("1.1.0")]})
+    item = stored(reconcile(fleet, None, of(fleet), now=NOW))
+    item.metadata.deletion_timestamp = LATER
+    fleet.drop_vfionode("n2")
+    assert reconcile(fleet, item, of(fleet), now=LATER).is_empty
+    assert reconcile(fleet, item, None, now=LATER).is_empty
+
+
+def test_a_changed_question_is_answered_at_once_though_the_answer_is_the_same() -> None:
+    fleet = fleet_of({"n2": [declared("1.1.0")]})
+    item = stored(reconcile(fleet, None, of(fleet), now=NOW))
+    item.metadata.generation = 2
+    plan = reconcile(fleet, item, of(fleet), now=LATER)
+    assert plan.urgent
+    assert plan.status is not None
+    assert plan.status.observed_generation == 2
+
+
+def test_an_object_that_asks_about_another_vm_says_nothing_on_the_vm_of_its_name() -> None:
+    fleet = fleet_of({"n2": [declared("1.0.0")]})
+    fleet.put_vmi(vmi("vm-b", "node-1"))
+    item = question(virtualMachineInstance={"name": "vm-a"})
+    item.metadata.name = "vm-b"
+    plan = reconcile(fleet, item, of(fleet, "vm-b"), now=NOW)
+    assert verdict(plan) == ("False", "VersionMinorOlder")
+    assert (plan.events, plan.survey) == ((), None)
+
+
+def allow_unknown(fleet: Fleet) -> Plan:
+    fleet.put_policy(CompatibilityPolicy(ObjectMeta(name="lax"), msgspec.Raw(b'{"unknown": "Allow"}')))
+    plan = reconcile(fleet, None, of(fleet), now=NOW)
+    found = condition(plan.status or api.MigrationCompatibilityStatus(), "Migratable")
+    assert found is not None
+    assert "because policies allow what is unknown there" in found.message
+    return plan
+
+
+def test_what_policies_allow_unknown_is_told_as_unknown() -> None:
+    nothing_said = fleet_of({"n2": [Declaration(Kind.MDEV)]})
+    assert verdict(allow_unknown(nothing_said)) == ("True", "Unknown")
+    no_source = fleet_of({"n2": [declared("1.1.0")]})
+    no_source.drop_vfionode("node-1")
+    assert verdict(allow_unknown(no_source)) == ("True", "Unknown")
+
+
+def test_zeroes_are_written_because_columns_show_nothing_for_what_is_absent() -> None:
+    told = wire(api.MigrationCompatibilityStatus())
+    assert {key: told[key] for key in ("compatible", "free", "total")} == {
+        "compatible": 0,
+        "free": 0,
+        "total": 0,
+    }
 
 
 def test_questions_about_a_device_and_about_literal_attributes() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from migcompat.fleet.fleet import Fleet
 from migcompat.kube.answers import Listing
-from migcompat.kube.errors import Unreachable
+from migcompat.kube.errors import NotFound, Unreachable
 from migcompat.kube.kinds import VMIS, Resource
 from migcompat_operator.handlers import take
 from migcompat_operator.metrics import Metrics
@@ -24,9 +24,11 @@ class Cluster:
     def __init__(self, *names: str) -> None:
         self.names = set(names)
         self.version = 10
+        self.objects = "5"
         self.now = 1000.0
         self.lists: Counter[str] = Counter()
         self.away = False
+        self.installed = True
         self.mirror = Mirror(Fleet(), Dirty(lambda: None))
         self.resync = Resync(self, self.mirror, clock=lambda: self.now)  # type: ignore[arg-type]
 
@@ -35,9 +37,11 @@ class Cluster:
         self.lists[resource.plural] += 1
         if self.away:
             raise Unreachable("no answer", "GET", "/apis")
+        if resource is VMIS and not self.installed:
+            raise NotFound("the server could not find the requested resource", "GET", "/apis")
         found = [vmi(name, "node-1") for name in sorted(self.names)] if resource is VMIS else []
         for item in found:
-            item.metadata.resource_version = "5"
+            item.metadata.resource_version = self.objects
         return Listing(found, str(self.version))
 
     def relist(self) -> None:
@@ -45,7 +49,7 @@ class Cluster:
         self.version += 1
         for name in sorted(self.names):
             item = vmi(name, "node-1")
-            item.metadata.resource_version = "5"
+            item.metadata.resource_version = self.objects
             event = {"type": None, "object": msgspec.to_builtins(item)}
             take(event, VMIS, self.mirror, Metrics(), self.resync.relisted)
 
@@ -111,3 +115,24 @@ async def test_what_could_not_be_listed_is_listed_again_soon() -> None:
     cluster.away = False
     assert await cluster.after(AGAIN) == 1
     assert cluster.known() == {"vm-a"}
+
+
+async def test_objects_go_with_their_crd_though_no_watch_says_so_and_new_ones_come() -> None:
+    cluster = await settled("vm-a")
+    cluster.installed = False
+    cluster.relist()
+    assert await cluster.after(QUIET) == 1
+    assert cluster.known() == {"vm-a"}, "one answer may be a restarting API server's"
+    assert await cluster.after(AGAIN) == 1
+    assert cluster.known() == set()
+    cluster.installed, cluster.objects = True, "7"
+    assert await cluster.after(AGAIN) == 1
+    assert cluster.known() == {"vm-a"}
+
+
+async def test_what_went_at_the_start_is_noticed_although_kopf_has_listed() -> None:
+    cluster = Cluster("vm-a")
+    await cluster.resync.prime()
+    cluster.relist()
+    assert await cluster.after(QUIET) == 1
+    assert await cluster.after(FIRST) == 1

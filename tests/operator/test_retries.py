@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from migcompat.api.cluster import MigrationSpec, MigrationStatus, VirtualMachineInstanceMigration
 from migcompat.api.meta import ObjectMeta
 from migcompat.fleet.survey import Survey
@@ -41,6 +42,26 @@ def test_what_was_written_before_a_restart_counts() -> None:
 def test_finished_and_running_migrations_are_left_alone() -> None:
     for phase in ("Running", "Succeeded", "Failed"):
         assert not Retries().note(VMI, survey(1), before=False, migrations=[migration(phase)], now=0)
+
+
+@pytest.mark.parametrize("phase", ["", "Pending", "Scheduling"])
+def test_every_waiting_phase_is_touched(phase: str) -> None:
+    assert Retries().note(VMI, survey(1), before=False, migrations=[migration(phase)], now=0)
+
+
+def test_a_vm_that_was_gone_starts_anew() -> None:
+    retries = Retries()
+    retries.note(VMI, survey(0), before=None, migrations=[], now=0)
+    retries.forget(VMI)
+    assert not retries.note(VMI, survey(1), before=None, migrations=[migration()], now=1)
+
+
+def test_no_follow_up_when_there_is_nowhere_to_go_any_more() -> None:
+    retries = Retries()
+    retries.note(VMI, survey(1), before=False, migrations=[migration()], now=0)
+    retries.note(VMI, survey(0), before=None, migrations=[migration()], now=1)
+    assert not retries.follow_up({("tenant-a", "m"): migration()}, [], now=10)
+    assert retries.next_due() is None
 
 
 def test_followed_up_while_no_target_pod_appears_and_not_for_ever() -> None:

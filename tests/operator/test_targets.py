@@ -11,7 +11,7 @@ from migcompat.fleet.fleet import Fleet
 from migcompat_operator.targets import reconcile_target
 
 from tests.operator.test_reconcile import fleet_of
-from tests.support.fleets import declared, pod, vfionode
+from tests.support.fleets import declared, node, pod, vfionode, vmi
 
 
 def target(fleet: Fleet, node_name: str = "", **changes: object) -> Pod:
@@ -106,6 +106,30 @@ def test_a_pod_whose_guard_refused_is_deleted_and_both_pod_and_vm_say_so() -> No
     leaving.metadata.deletion_timestamp = "2026-01-01T00:00:00Z"
     assert not reconcile_target(fleet, leaving).delete
     assert reconcile_target(fleet, leaving).events == plan.events, "still to be said if it was not"
+
+
+def test_a_pod_that_is_being_deleted_is_not_deleted_again() -> None:
+    fleet = fleet_of({"n2": [declared("1.0.0")]})
+    item = target(fleet, "n2", status=refused())
+    item.metadata.deletion_timestamp = "2026-01-01T00:00:00Z"
+    assert not reconcile_target(fleet, item).delete
+
+
+def test_a_vm_of_the_same_name_that_came_later_hears_nothing_of_it() -> None:
+    fleet = fleet_of({"n2": [declared("1.0.0")]})
+    later = vmi("vm-a", "node-1")
+    later.metadata.uid = "uid-later"
+    fleet.put_vmi(later)
+    plan = reconcile_target(fleet, target(fleet, "n2", status=refused()))
+    assert [e.about.kind for e in plan.events] == ["Pod"]
+
+
+def test_a_lax_vm_is_not_told_that_no_node_accepts_it() -> None:
+    fleet = Fleet(allow_loosening=True)
+    fleet.put_node(node("n2"))
+    fleet.put_vfionode(vfionode("n2", {"x": declared("1.0.0")}))
+    fleet.put_vmi(vmi("vm-a", "node-1", annotations={names.MODE: "prefer"}))
+    assert not reconcile_target(fleet, target(fleet)).events
 
 
 def test_only_migration_targets_are_ever_deleted() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
-from migcompat.api.cluster import MigrationSpec, VirtualMachineInstanceMigration
+from migcompat.api.cluster import MigrationSpec, MigrationStatus, VirtualMachineInstanceMigration
+from migcompat.api.compatibilitypolicy import CompatibilityPolicy, CompatibilityPolicyStatus
 from migcompat.api.meta import ObjectMeta
 from migcompat.api.migrationcompatibility import MigrationCompatibility
 from migcompat.kube.errors import Unreachable
-from migcompat.kube.kinds import COMPATIBILITIES, VMIMS
-from migcompat_operator import memory
+from migcompat.kube.kinds import COMPATIBILITIES, POLICIES, VMIMS
+from migcompat_operator import memory, retries
 from migcompat_operator import worker as worker_module
 from migcompat_operator.announcement import Announcement
 from migcompat_operator.answer import condition
@@ -54,6 +56,9 @@ class Recorded(Writer):
     async def touch(self, touch: Touch) -> None:
         self.done.append(("touch", touch.migration[1]))
 
+    async def policy(self, item: CompatibilityPolicy, status: CompatibilityPolicyStatus) -> None:
+        self.done.append(("policy", item.metadata.name))
+
     async def say(self, announcements: tuple[Announcement, ...]) -> bool:
         if not self.mute:
             self.done.extend(("say", one.reason) for one in announcements)
@@ -68,7 +73,10 @@ class Bench:
         self.fleet = fleet_of({"n2": [declared("1.1.0")]})
         self.mirror = Mirror(self.fleet, Dirty(wake.set))
         self.writer = Recorded(self.mirror)
-        self.worker = Worker(self.mirror, self.writer, Metrics(), wake, count_delay=count_delay)
+        self.metrics = Metrics()
+        self.worker = Worker(
+            self.mirror, self.writer, self.metrics, wake, count_delay=count_delay, debounce=0.01
+        )
 
     async def passes(self) -> list[tuple[str, str]]:
         """What one pass over everything writes."""
@@ -197,6 +205,67 @@ async def test_what_failed_is_tried_again() -> None:
     assert await bench.passes() == []
     bench.writer.broken = False
     assert await bench.passes() == [("urgent", "vm-a")]
+
+
+async def test_what_failed_comes_back_by_itself_and_each_trouble_starts_with_a_short_delay(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker_module, "BACKOFF_FIRST", 0.04)
+    bench = Bench(count_delay=0)
+    for lost in ("n2", "n3"):
+        bench.writer.broken = True
+        assert await bench.passes() == []
+        bench.writer.broken = False
+        await asyncio.sleep(0.05)
+        await bench.worker.pass_once()
+        assert bench.writer.done[0] == ("urgent", "vm-a"), "nothing was marked"
+        bench.fleet.drop_vfionode(lost)
+    assert (Subject.QUESTION, ("tenant-a", "vm-a")) not in bench.worker._failures
+
+
+async def test_policies_are_looked_at_when_counts_are() -> None:
+    bench = Bench(count_delay=0)
+    meta = ObjectMeta(name="p", generation=1, resource_version="1")
+    bench.mirror.put(POLICIES, CompatibilityPolicy(meta, msgspec.Raw(b"{}")))
+    assert ("policy", "p") not in await bench.passes()
+    bench.writer.done.clear()
+    await bench.worker.pass_once()
+    assert bench.writer.done == [("policy", "p")]
+
+
+async def test_a_migration_that_still_waits_is_touched_again_with_no_other_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retries, "FOLLOW_UPS", (0.01, 0.01))
+    bench = Bench(count_delay=0)
+    bench.fleet.drop_vfionode("n2")
+    await bench.passes()
+    meta = ObjectMeta(name="m", namespace="tenant-a", uid="m-uid", resource_version="1")
+    waiting = VirtualMachineInstanceMigration(meta, MigrationSpec("vm-a"), MigrationStatus("Pending"))
+    bench.mirror.put(VMIMS, waiting)
+    bench.another_target("n2")
+    assert ("touch", "m") in await bench.passes()
+    bench.writer.done.clear()
+    running = asyncio.create_task(bench.worker.run())
+    async with asyncio.timeout(10):
+        while bench.writer.done.count(("touch", "m")) < 2:
+            await asyncio.sleep(0.01)
+    running.cancel()
+
+
+async def test_the_metrics_tell_the_verdicts_that_there_are() -> None:
+    bench = Bench(count_delay=0)
+    await bench.passes()
+    await bench.passes()
+    assert verdicts(bench.metrics) == [{"migratable": "True", "reason": "Compatible"}]
+    bench.fleet.drop_vfionode("n2")
+    await bench.passes()
+    await bench.passes()
+    assert verdicts(bench.metrics) == [{"migratable": "False", "reason": "NoCandidates"}]
+
+
+def verdicts(metrics: Metrics) -> list[dict[str, str]]:
+    return [sample.labels for family in metrics.verdicts.collect() for sample in family.samples]
 
 
 async def test_one_object_that_cannot_be_coped_with_does_not_stop_the_others(
