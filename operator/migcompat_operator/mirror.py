@@ -136,6 +136,11 @@ class Mirror:
             self.put(resource, item)
         kind.gone = {key: version for key, version in kind.gone.items() if version >= at}
 
+    def clear(self, resource: Resource[Any]) -> None:
+        """The kind itself is gone, and all its objects with it; what is made later is newer than those."""
+        for key, version in list(self._kinds[resource.plural].versions.items()):
+            self.drop(resource, key, str(version))
+
     # -- kinds that the operator itself needs to see, beside or instead of the fleet -----------------------
 
     def _put_policy(self, item: CompatibilityPolicy) -> bool:

@@ -30,7 +30,7 @@ FIRST = 20.0
 EVERY = 600.0
 RETRY = 2.0
 AGAIN = 15.0
-"""Seconds until a kind that could not be listed is listed again."""
+"""Seconds until a kind that could not be listed, or whose CRD is not installed, is listed again."""
 QUIET = 1.0
 """Seconds without an object from kopf's list after which it has ended."""
 QUIET_LIMIT = 10.0
@@ -50,6 +50,7 @@ class Resync:
         self._client = client
         self._mirror = mirror
         self._clock = clock
+        self._first = 0.0
         self._due: dict[str, float] = {}
         self._relisted: dict[str, float] = {}
         self._wake = asyncio.Event()
@@ -63,7 +64,8 @@ class Resync:
         while not self.synced:
             await asyncio.sleep(RETRY)
             self.synced = await self._all()
-        self._due = {resource.plural: self._clock() + FIRST for resource in self._mirror.resources}
+        self._first = self._clock() + FIRST
+        self._due = {resource.plural: self._first for resource in self._mirror.resources}
 
     async def run(self) -> None:
         """List each kind again when it is due, for ever."""
@@ -90,9 +92,10 @@ class Resync:
                 continue
             self._relisted.pop(resource.plural, None)
             spread = random.uniform(0.9, 1.1)  # noqa: S311 - spreads load, no secret
-            self._due[resource.plural] = self._clock() + EVERY * spread
-            if not await self._one(resource):
-                self._due[resource.plural] = self._clock() + AGAIN
+            now = self._clock()
+            self._due[resource.plural] = self._first if now < self._first else now + EVERY * spread
+            if not await self._one(resource) or repr(resource) in self.absent:
+                self._due[resource.plural] = now + AGAIN
 
     async def _all(self) -> bool:
         failed = [resource for resource in self._mirror.resources if not await self._one(resource)]
@@ -106,7 +109,9 @@ class Resync:
             if repr(resource) not in self.absent:
                 self.absent.add(repr(resource))
                 log.warning("%r: its CRD is not installed; it is watched as soon as it is", resource)
-            self._mirror.sync(resource, [], "0")
+            else:
+                # Said twice: kopf, which stops its watch with the CRD, may have missed that its objects went.
+                self._mirror.clear(resource)
             return True
         except ApiError as problem:
             log.warning("cannot list %r, trying again: %s", resource, problem)

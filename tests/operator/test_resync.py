@@ -38,7 +38,7 @@ class Cluster:
         if self.away:
             raise Unreachable("no answer", "GET", "/apis")
         if resource is VMIS and not self.installed:
-            raise NotFound("the server could not find the requested resource", "GET", "/apis")
+            raise NotFound(404, "NotFound", "the server could not find the requested resource")
         found = [vmi(name, "node-1") for name in sorted(self.names)] if resource is VMIS else []
         for item in found:
             item.metadata.resource_version = self.objects
