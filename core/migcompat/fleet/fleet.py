@@ -13,13 +13,13 @@ import msgspec
 from migcompat.api import names
 from migcompat.api.cluster import Node, Pod, VirtualMachineInstance
 from migcompat.api.compatibilitypolicy import CompatibilityPolicy
-from migcompat.api.vfionode import Device, Health, VFIONode, declaration
-from migcompat.engine.policy import supply
+from migcompat.api.vfionode import Device, VFIONode
+from migcompat.fleet.devices import migrant_device, target
 from migcompat.fleet.fit import Fit, Target, fit
 from migcompat.fleet.intent import intent
-from migcompat.fleet.judge import Judge, content_key
+from migcompat.fleet.judge import Judge
 from migcompat.fleet.migrant import Migrant, MigrantDevice
-from migcompat.fleet.policies import PolicySet, facts_of
+from migcompat.fleet.policies import PolicySet, Selected, facts_of
 from migcompat.fleet.survey import Survey, summarise
 
 NO_DEVICES = "NoDevices"
@@ -314,41 +314,20 @@ class Fleet:
         return tuple(device for device in devices if device is not None), ""
 
     def _migrant_device(self, item: VFIONode, device: Device) -> MigrantDevice | None:
-        declared = declaration(item.status, device)
-        if declared is None:
-            return None
-        supplied = supply(
-            declared, self.policies.select(facts_of(device), self.labels(item.metadata.name)).policy
-        )
-        return MigrantDevice(
-            device.resource, supplied, device.id, device.profile, device.peer_to_peer, content_key(supplied)
-        )
+        return migrant_device(item.status, device, self._selected(item, device))
+
+    def _selected(self, item: VFIONode, device: Device) -> Selected:
+        return self.policies.select(facts_of(device), self.labels(item.metadata.name))
 
     def _targets_of(self, node: str) -> list[Target]:
         targets = self._targets.get(node)
         if targets is None:
             item = self._vfionodes[node]
-            targets = self._targets[node] = [
-                target for device in item.status.devices if (target := self._target(item, device)) is not None
-            ]
+            found = (
+                target(item.status, device, self._selected(item, device)) for device in item.status.devices
+            )
+            targets = self._targets[node] = [one for one in found if one is not None]
         return targets
-
-    def _target(self, item: VFIONode, device: Device) -> Target | None:
-        declared = declaration(item.status, device)
-        if declared is None:
-            return None
-        selected = self.policies.select(facts_of(device), self.labels(item.metadata.name))
-        supplied = supply(declared, selected.policy)
-        return Target(
-            id=device.id,
-            resource=device.resource,
-            declaration=supplied,
-            free=device.health == Health.HEALTHY and device.allocated_to is None,
-            key=content_key(supplied),
-            policy=selected.policy,
-            policy_key=selected.key,
-            peer_to_peer=device.peer_to_peer,
-        )
 
     def _reserved(self, migrant: Migrant, node: str) -> int:
         """Devices of the asked pools promised to launcher pods on the node that hold none yet."""
