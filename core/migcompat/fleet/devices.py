@@ -1,4 +1,4 @@
-"""One published device, put together again: as what a VM's state comes from, and as what could take it over."""
+"""One published device put together again, as the source of a VM's state or as its target."""
 
 from __future__ import annotations
 
