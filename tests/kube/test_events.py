@@ -117,7 +117,7 @@ async def test_what_was_not_said_is_told_to_the_caller_and_can_be_said_at_once()
     events = Events()
     away = False
 
-    async def handle(request: web.Request) -> web.Response:
+    async def handle(request: web.Request) -> web.StreamResponse:
         if away:
             return web.json_response(status(500, "InternalError"), status=500)
         return await events.handler(request)
