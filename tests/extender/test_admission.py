@@ -75,7 +75,7 @@ def test_a_source_node_that_is_not_known_is_not_excluded_by_an_empty_name() -> N
     spec = msgspec.Raw(msgspec.json.encode({"unknown": "Allow"}))
     fleet.put_policy(CompatibilityPolicy(ObjectMeta(name="lax"), spec))
     after = patched(target(), admitted(fleet, review(target()), max_names=3))
-    assert required_terms(after) == [{"matchFields": [by_name("In", f"n{i}")]} for i in range(3)]
+    assert required_terms(after) == [{"matchFields": [by_name("NotIn", "node-1")]}], "it is full, and no more"
 
 
 def test_the_recorded_pod_keeps_its_own_affinity() -> None:
