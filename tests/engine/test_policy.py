@@ -65,6 +65,7 @@ class TestParse:
             ("x", "a policy is a mapping"),
             ({"ignored": ["x"]}, "unknown key 'ignored'"),
             ({"selector": {}}, "unknown key 'selector'"),
+            ({"kind": "CompatibilityPolicy", "spec": {}}, "give the keys of a CompatibilityPolicy's spec"),
             ({True: 1}, "unknown key True"),
             ({"offValues": {"x": [False]}}, "offValues.x[0]: False is a boolean, not a string: quote it"),
             ({"offValues": {False: ["x"]}}, "the name False is a boolean"),

@@ -66,6 +66,10 @@ def parse_policy(raw: object) -> Policy:
         return DEFAULT_POLICY
     if not isinstance(raw, Mapping):
         raise PolicyError(f"a policy is a mapping of keys to values, not {_kind_of(raw)}")
+    if "spec" in raw:
+        raise PolicyError(
+            "this is a whole object: give the keys of a CompatibilityPolicy's spec, without selector"
+        )
     for key in raw:
         if key not in _KEYS:
             raise PolicyError(f"unknown key {key!r}; a policy knows {', '.join(sorted(_KEYS))}")
