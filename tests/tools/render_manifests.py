@@ -19,10 +19,12 @@ NAMESPACE = "migcompat-system"
 HEADER = f"""\
 # migcompat without helm, rendered from charts/migcompat with its defaults by `make manifests`. Do not edit.
 #
-#   kubectl apply --server-side -f deploy/manifests.yaml
+#   sed 's#image: migcompat:#image: <registry>/migcompat:#' deploy/manifests.yaml |
+#     kubectl apply --server-side -f -
 #   deploy/certificates.sh {NAMESPACE}
 #
-# The second command makes the extender's certificates, which the chart would have made (docs/install.md).
+# The image is named without a registry: the first command puts yours in. The second makes the
+# extender's certificates, which the chart would have made (docs/install.md).
 ---
 apiVersion: v1
 kind: Namespace
