@@ -122,3 +122,14 @@ async def test_refused_registration_says_why(kubelet: DeviceManager, plugin: str
 async def test_absent_kubelet_is_an_error_with_its_socket(tmp_path: Path) -> None:
     with pytest.raises(KubeletError, match=r"kubelet\.sock"):
         await PodResources(tmp_path / "kubelet.sock").allocations()
+
+
+async def test_a_kubelet_that_is_back_is_heard_at_once(kubelet: DeviceManager) -> None:
+    """A call must not inherit the backoff of an earlier one: the guard asks only for so long."""
+    client = PodResources(kubelet.kubelet_dir / "pod-resources/kubelet.sock")
+    await kubelet.stop_pod_resources()
+    for _ in range(5):
+        with pytest.raises(KubeletError, match="UNAVAILABLE"):
+            await client.allocations()
+    await kubelet.start_pod_resources()
+    assert await client.allocations() == {}

@@ -20,11 +20,13 @@ async def connected(socket: Path) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to *socket*, for a call or two.
 
     Channels are not kept: a restarted kubelet makes a new socket, and a kept channel would first have to
-    notice and then sit out its own backoff. ``grpc.default_authority``: grpcio would send the path as
-    authority, which Go's server refuses.
+    notice and then sit out its own backoff. Nor do channels share connections, as they do by default: a new
+    one would inherit the backoff of one that failed. ``grpc.default_authority``: grpcio would send the path
+    as authority, which Go's server refuses.
     """
     options = (
         ("grpc.default_authority", "localhost"),
+        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     )
     channel = grpc.aio.insecure_channel(f"unix:{socket}", options=options)
