@@ -140,27 +140,30 @@ def _read_set(device: DeviceDirectory, place: str) -> RawSet:
     if len(regular) + len(others) > MAX_ATTRIBUTES:
         return Flaw(Fault.MALFORMED, f"{_shown(place)} holds more than {MAX_ATTRIBUTES} names")
     found = _read_files(device, {name: f"{place}/{name}" for name in others})
-    for name in regular:
-        try:
-            found[name] = device.read_listed(place, name, _VALUE_LIMIT)
-        except AbsentError:
-            continue
-        except ReadError as error:
-            found[name] = _flaw(f"{place}/{name}", error)
-    return found
+    listed = {name: f"{place}/{name}" for name in regular}
+    return found | _read_each(listed, lambda file: device.read_listed(file, _VALUE_LIMIT))
 
 
 def _read_files(device: DeviceDirectory, places: Mapping[str, str]) -> dict[str, Raw]:
     """The files at *places* by the names given, without those that are directories or have vanished."""
+    return _read_each(
+        places, lambda place: None if device.is_directory(place) else device.read(place, _VALUE_LIMIT)
+    )
+
+
+def _read_each(places: Mapping[str, str], read: Callable[[str], bytes | None]) -> dict[str, Raw]:
+    """What *read* gives for each place, by name; nothing for what is None or absent."""
     found: dict[str, Raw] = {}
     for name, place in places.items():
         try:
-            if not device.is_directory(place):
-                found[name] = device.read(place, _VALUE_LIMIT)
+            content = read(place)
         except AbsentError:
             continue
         except ReadError as error:
             found[name] = _flaw(place, error)
+        else:
+            if content is not None:
+                found[name] = content
     return found
 
 

@@ -78,14 +78,7 @@ class DeviceDirectory:
 
     def names(self, name: str) -> list[str]:
         """The names in the directory *name*, sorted. Raises ReadError, MalformedFileError if too many."""
-        try:
-            with os.scandir(self._directory(name) or "/") as found:
-                names = [entry.name for entry in islice(found, MAX_NAMES + 1)]
-        except OSError as error:
-            raise _translated(error) from error
-        if len(names) > MAX_NAMES:
-            raise MalformedFileError(f"holds more than {MAX_NAMES} names")
-        return sorted(names)
+        return sorted(entry.name for entry in self._entries(name))
 
     def files(self, name: str) -> tuple[list[str], list[str]]:
         """The regular files in the directory *name*, and what is neither file nor directory, both sorted.
@@ -95,14 +88,11 @@ class DeviceDirectory:
         """
         regular, others = [], []
         try:
-            with os.scandir(self._directory(name) or "/") as found:
-                for count, entry in enumerate(found):
-                    if count == MAX_NAMES:
-                        raise MalformedFileError(f"holds more than {MAX_NAMES} names")
-                    if entry.is_file(follow_symlinks=False):
-                        regular.append(entry.name)
-                    elif not entry.is_dir(follow_symlinks=False):
-                        others.append(entry.name)
+            for entry in self._entries(name):
+                if entry.is_file(follow_symlinks=False):
+                    regular.append(entry.name)
+                elif not entry.is_dir(follow_symlinks=False):
+                    others.append(entry.name)
         except OSError as error:
             raise _translated(error) from error
         return sorted(regular), sorted(others)
@@ -114,9 +104,21 @@ class DeviceDirectory:
             raise MalformedFileError("is not a regular file")
         return self._read(place, limit)
 
-    def read_listed(self, directory: str, name: str, limit: int) -> bytes:
+    def read_listed(self, name: str, limit: int) -> bytes:
         """Like :meth:`read` for a *name* that :meth:`files` just told to be a regular file."""
-        return self._read(f"{self._directory(directory)}/{name}", limit)
+        parent, _, last = name.rpartition("/")
+        return self._read(f"{self._directory(parent)}/{last}", limit)
+
+    def _entries(self, name: str) -> list[os.DirEntry[str]]:
+        """What the directory *name* holds. Raises ReadError, MalformedFileError if too much."""
+        try:
+            with os.scandir(self._directory(name) or "/") as found:
+                entries = list(islice(found, MAX_NAMES + 1))
+        except OSError as error:
+            raise _translated(error) from error
+        if len(entries) > MAX_NAMES:
+            raise MalformedFileError(f"holds more than {MAX_NAMES} names")
+        return entries
 
     @staticmethod
     def _read(place: str, limit: int) -> bytes:
