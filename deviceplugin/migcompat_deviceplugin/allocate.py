@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from migcompat.engine.declaration import Kind
 from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2 as pb
 
+from migcompat_deviceplugin.devnodes import DevDir
 from migcompat_deviceplugin.inventory import Device
 
 PERMISSIONS = "mrw"
-VFIO_CONTAINER = "vfio/vfio"
-IOMMUFD = "iommu"
 
 
 class Refused(Exception):
@@ -29,12 +27,12 @@ def env_name(resource: str, kind: Kind) -> str:
 
 
 def answer(
-    resource: str, ids: Sequence[str], now: Mapping[str, Device], dev_root: Path
+    resource: str, ids: Sequence[str], now: Mapping[str, Device], dev: DevDir
 ) -> pb.ContainerAllocateResponse:
     """The answer for one container; *now* are its devices as just read.
 
-    Device nodes are named as on the host; *dev_root* is where the host's ``/dev`` is visible to us. Raises
-    Refused for a device that is gone, unhealthy, or of another pool by now.
+    The container finds the device nodes in its ``/dev``, wherever they lie on the host. Raises Refused for a
+    device that is gone, unhealthy, or of another pool by now.
     """
     devices = []
     for id_ in ids:
@@ -50,15 +48,7 @@ def answer(
         raise Refused(f"no device of {resource} was asked for")
     response = pb.ContainerAllocateResponse()
     response.envs[env_name(resource, devices[0].found.kind)] = ",".join(ids)
-    for node in _nodes(devices, dev_root):
-        response.devices.add(container_path=f"/dev/{node}", host_path=f"/dev/{node}", permissions=PERMISSIONS)
+    for node in dev.nodes([device.found for device in devices]):
+        host_path = str(dev.host / node)
+        response.devices.add(container_path=f"/dev/{node}", host_path=host_path, permissions=PERMISSIONS)
     return response
-
-
-def _nodes(devices: Sequence[Device], dev_root: Path) -> list[str]:
-    """Names below /dev, each once: VFIO container and groups, then cdevs and iommufd where they exist."""
-    nodes = [VFIO_CONTAINER]
-    nodes += [f"vfio/{device.found.iommu_group}" for device in devices if device.found.iommu_group]
-    cdevs = [f"vfio/devices/{device.found.vfio_dev}" for device in devices if device.found.vfio_dev]
-    nodes += [node for node in (*cdevs, IOMMUFD) if (dev_root / node).exists()]
-    return list(dict.fromkeys(nodes))

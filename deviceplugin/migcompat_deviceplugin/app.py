@@ -15,6 +15,7 @@ from migcompat.kubelet.podresources import PodResources
 
 from migcompat_deviceplugin import metrics
 from migcompat_deviceplugin.allocations import AllocationsPoller
+from migcompat_deviceplugin.devnodes import DevDir
 from migcompat_deviceplugin.guard import Guard
 from migcompat_deviceplugin.inquiry import Inquiry
 from migcompat_deviceplugin.manager import Manager
@@ -36,7 +37,7 @@ class Settings(msgspec.Struct, frozen=True):
     node_name: str
     boot_id: str
     sysfs_root: Path = Path("/sys")
-    dev_root: Path = Path("/dev")
+    dev: DevDir = DevDir()
     kubelet_dir: Path = Path("/var/lib/kubelet")
     resource_domain: str = RESOURCE_DOMAIN
     scan_interval: float = 5.0
@@ -106,7 +107,7 @@ class Agent:
             resource,
             socket,
             sysfs=self.sysfs,
-            dev_root=self.settings.dev_root,
+            dev=self.settings.dev,
             preferred=self._preferred,
             guard=self._guard,
         )

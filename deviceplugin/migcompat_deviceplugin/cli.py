@@ -15,6 +15,7 @@ from migcompat.httpserver import parse_bind
 from migcompat.kube.config import ConfigError
 
 from migcompat_deviceplugin.app import Settings, run
+from migcompat_deviceplugin.devnodes import DevDir
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,10 @@ def serve(  # noqa: PLR0917 - typer makes flags of them
     node_name: Annotated[str, typer.Option(envvar="NODE_NAME", help="Name of this node's Node object.")],
     sysfs_root: Annotated[Path, typer.Option(help="Where the host's sysfs is mounted.")] = Path("/sys"),
     dev_root: Annotated[Path, typer.Option(help="Where the host's /dev is visible.")] = Path("/dev"),
+    host_dev: Annotated[
+        Path,
+        typer.Option(help="Where that /dev lies on the host: containers get their device nodes from it."),
+    ] = Path("/dev"),
     boot_id_file: Annotated[Path, typer.Option(help="File with the boot id of the running kernel.")] = Path(
         "/proc/sys/kernel/random/boot_id"
     ),
@@ -54,6 +59,7 @@ def serve(  # noqa: PLR0917 - typer makes flags of them
         logs.set_up(log_level)
         parse_bind(health_bind)
         check_domain(resource_domain)
+        check_absolute("--host-dev", host_dev)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     try:
@@ -66,7 +72,7 @@ def serve(  # noqa: PLR0917 - typer makes flags of them
         node_name=node_name,
         boot_id=boot_id,
         sysfs_root=sysfs_root,
-        dev_root=dev_root,
+        dev=DevDir(dev_root, host_dev),
         kubelet_dir=kubelet_dir,
         resource_domain=resource_domain,
         scan_interval=scan_interval,
@@ -84,6 +90,12 @@ def check_domain(domain: str) -> None:
     """Raises ValueError for a *domain* under which the kubelet takes no extended resource."""
     if not _DOMAIN.fullmatch(domain) or f".{domain}".endswith(".kubernetes.io"):
         raise ValueError(f"resource domain {domain!r} is not a DNS name outside kubernetes.io")
+
+
+def check_absolute(flag: str, path: Path) -> None:
+    """Raises ValueError for a *path* that nobody but this process could make sense of."""
+    if not path.is_absolute():
+        raise ValueError(f"{flag} {path} is not an absolute path")
 
 
 def main() -> None:

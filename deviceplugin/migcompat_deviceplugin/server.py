@@ -16,6 +16,7 @@ from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2_grpc as pb_g
 from migcompat.kubelet.registration import HEALTHY, UNHEALTHY
 
 from migcompat_deviceplugin.allocate import Refused, answer
+from migcompat_deviceplugin.devnodes import DevDir
 from migcompat_deviceplugin.inventory import Device
 from migcompat_deviceplugin.sysfs import Sysfs, SysfsError
 
@@ -54,7 +55,7 @@ class ResourceServer(pb_grpc.DevicePluginServicer):
         socket: Path,
         *,
         sysfs: Sysfs,
-        dev_root: Path,
+        dev: DevDir,
         preferred: Preferring,
         guard: Guarding,
     ) -> None:
@@ -62,7 +63,7 @@ class ResourceServer(pb_grpc.DevicePluginServicer):
         self.socket = socket
         self.streams = 0
         self._sysfs = sysfs
-        self._dev_root = dev_root
+        self._dev = dev
         self._preferred = preferred
         self._guard = guard
         self._devices: list[pb.Device] = []
@@ -143,7 +144,7 @@ class ResourceServer(pb_grpc.DevicePluginServicer):
             now = await self._sysfs.reread(wanted)
             for asked in request.container_requests:
                 ids = list(asked.devices_ids)
-                response.container_responses.append(answer(self.resource, ids, now, self._dev_root))
+                response.container_responses.append(answer(self.resource, ids, now, self._dev))
         except (Refused, SysfsError) as error:
             log.warning("%s: Allocate refused: %s", self.resource, error)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"migcompat: {error}")

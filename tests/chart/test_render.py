@@ -100,7 +100,8 @@ def test_no_container_is_privileged_and_only_the_agent_is_root(binaries: Binarie
 def test_the_agent_sees_of_its_host_what_it_needs(binaries: Binaries) -> None:
     flags = (
         "--set",
-        "hostPaths.sys=/x/sys,hostPaths.dev=/x/dev,hostPaths.kubelet=/x/k,hostPaths.bootID=/x/boot",
+        "hostPaths.sys=/x/sys,hostPaths.dev=/x/dev,hostPaths.kubelet=/x/k,hostPaths.bootID=/x/boot,"
+        "hostPaths.devicePlugins=/y/plugins",
     )
     spec = pod_specs(render(binaries, *flags))["device-plugin"]
     volumes = {v["name"]: v["hostPath"]["path"] for v in spec["volumes"]}
@@ -109,9 +110,10 @@ def test_the_agent_sees_of_its_host_what_it_needs(binaries: Binaries) -> None:
         "/host/sys": "/x/sys",
         "/host/dev": "/x/dev",
         "/host/boot_id": "/x/boot",
-        "/host/kubelet/device-plugins": "/x/k/device-plugins",
+        "/host/kubelet/device-plugins": "/y/plugins",
         "/host/kubelet/pod-resources": "/x/k/pod-resources",
     }
+    assert "--host-dev=/x/dev" in arguments(spec)
     writable = {path for path, mount in mounts.items() if not mount.get("readOnly")}
     assert writable == {"/host/sys", "/host/kubelet/device-plugins"}
 

@@ -51,8 +51,8 @@ async def test_mdev_gets_env_and_legacy_nodes(node: World) -> None:
     assert dict(answer.envs) == {"MDEV_PCI_RESOURCE_VFIO_MIGCOMPAT_IO_GRID-T4-1Q": uuid(1)}
     nodes = [(d.container_path, d.host_path, d.permissions) for d in answer.devices]
     assert nodes == [
-        ("/dev/vfio/vfio", "/dev/vfio/vfio", "mrw"),
-        ("/dev/vfio/101", "/dev/vfio/101", "mrw"),
+        ("/dev/vfio/vfio", "/node/dev/vfio/vfio", "mrw"),
+        ("/dev/vfio/101", "/node/dev/vfio/101", "mrw"),
     ]
 
 
@@ -65,7 +65,7 @@ async def test_functions_come_in_the_order_asked_with_cdevs_where_they_exist(nod
         await node.registered(VF_POOL, count=2)
         answer = await allocate(node, VF_POOL, VFS[1], VFS[0])
     assert dict(answer.envs) == {"PCI_RESOURCE_VFIO_MIGCOMPAT_IO_PCI-15B3-101E": f"{VFS[1]},{VFS[0]}"}
-    assert [d.host_path for d in answer.devices] == [
+    assert [d.container_path for d in answer.devices] == [
         "/dev/vfio/vfio",
         "/dev/vfio/8",
         "/dev/vfio/7",
@@ -309,4 +309,4 @@ async def test_devices_of_one_group_name_its_node_once(node: World) -> None:
     async with node.running():
         await node.registered(VF_POOL, count=2)
         answer = await allocate(node, VF_POOL, *VFS)
-    assert [d.host_path for d in answer.devices] == ["/dev/vfio/vfio", "/dev/vfio/7"]
+    assert [d.container_path for d in answer.devices] == ["/dev/vfio/vfio", "/dev/vfio/7"]

@@ -106,6 +106,7 @@ async def test_process_that_replaces_a_killed_one_serves_again(node: World) -> N
         ("--log-level=loud", b"loud"),
         ("--resource-domain=devices.kubernetes.io", b"devices.kubernetes.io"),
         ("--boot-id-file=/nowhere", b"--boot-id-file"),
+        ("--host-dev=dev", b"--host-dev dev is not an absolute path"),
     ],
 )
 async def test_unusable_arguments_are_named(node: World, flag: str, named: bytes) -> None:

@@ -16,6 +16,7 @@ from migcompat.kube.config import connection
 from migcompat.kube.errors import NotFound
 from migcompat.kube.kinds import NODES, VFIONODES
 from migcompat_deviceplugin.app import Agent, Settings
+from migcompat_deviceplugin.devnodes import DevDir
 from migcompat_deviceplugin.inventory import pools
 
 from tests.cluster.controlplane import ControlPlane
@@ -48,7 +49,7 @@ async def test_recorded_node_is_published_as_found(control_plane: ControlPlane) 
                 node_name=name,
                 boot_id="boot",
                 sysfs_root=sysfs,
-                dev_root=directory,
+                dev=DevDir(directory),
                 kubelet_dir=directory / "kubelet",
                 scan_interval=0.2,
                 health_bind="127.0.0.1:0",

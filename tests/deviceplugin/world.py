@@ -15,6 +15,7 @@ from migcompat.engine.declaration import Declaration
 from migcompat.kube.client import Client
 from migcompat.kube.kinds import NODES, PODS, VFIONODES, VMIS
 from migcompat_deviceplugin.app import Agent, Settings
+from migcompat_deviceplugin.devnodes import DevDir
 
 from tests.deviceplugin.fake_api import FakeApi, running_api
 from tests.support import fleets
@@ -27,6 +28,8 @@ NODE = "node-1"
 SOURCE = "node-0"
 PARENT = "pci0000:00/0000:00:04.0"
 CONTAINER = "compute"
+HOST_DEV = Path("/node/dev")
+"""Where the device nodes lie for the container runtime: not where the agent sees them."""
 
 
 def uuid(number: int) -> str:
@@ -139,7 +142,7 @@ class World:
             node_name=NODE,
             boot_id=fleets.BOOT,
             sysfs_root=self.sysfs,
-            dev_root=self.dev,
+            dev=DevDir(self.dev, HOST_DEV),
             kubelet_dir=self.kubelet.kubelet_dir,
             scan_interval=0.1,
             health_bind="127.0.0.1:0",
