@@ -1,0 +1,3 @@
+module migcompat.io/launcher
+
+go 1.26.0
