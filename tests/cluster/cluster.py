@@ -1,92 +1,53 @@
-"""A whole test cluster: control plane, simulated nodes, the chart's pods as processes, KubeVirt's controller.
-
-The stand-ins live in one event loop in a thread of their own; call what is here from any other thread.
-"""
+"""A whole test cluster: control plane, simulated nodes, the chart's pods as processes, KubeVirt stand-ins."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import contextlib
 import logging
-import threading
-import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
 
-import yaml
-
-from tests.cluster.api import Api, Cache, Object
-from tests.cluster.controlplane import ClusterError, ControlPlane
-from tests.cluster.kubevirt import objects
-from tests.cluster.kubevirt.controller import VirtController
+from tests.cluster.api import Cache, Object
+from tests.cluster.base import NAMESPACE, BaseCluster
+from tests.cluster.controlplane import ControlPlane
 from tests.cluster.kubevirt.timing import Timing
+from tests.cluster.loopback import LoopbackRange
 from tests.cluster.standin.kubelet import Kubelet
 from tests.cluster.standin.services import ServiceProxy
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-
-CHART = Path(__file__).parents[2] / "charts" / "migcompat"
-RELEASE = NAMESPACE = "migcompat"
-SERVICE_PORT = 8443
-"""Of the extender: the chart's 443 would need root on this machine's loopback."""
-_CALL_DEADLINE = 60.0
-_POLL = 0.1
 
 
-class Cluster:
+class Cluster(BaseCluster):
     """A running control plane with stand-ins for what a machine would add. A context manager.
 
     Differences to a real cluster that tests must know: pods that are not the product's only seem to run;
     0.0.0.0 in the product's arguments becomes the pod's loopback address; there is no DNS.
     """
 
+    service_port = 8443
+    """The chart's 443 would need root on this machine's loopback."""
+
     def __init__(self, plane: ControlPlane, *, timing: Timing | None = None) -> None:
-        """`plane` is running; it is not stopped here."""
-        self.plane = plane
+        """`plane` is running, on loopback; it is not stopped here."""
+        super().__init__(plane, timing=timing)
+        if not isinstance(plane.addresses, LoopbackRange):
+            raise TypeError("simulated nodes live on loopback")
+        self.addresses = plane.addresses
         self.nodes: dict[str, Kubelet] = {}
-        self.problems: list[str] = []
-        """What the stand-ins could not do; `__exit__` fails on them unless the test cleared the list."""
-        self._timing = timing
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="stand-ins", daemon=True)
-        self._tasks: list[asyncio.Task[None]] = []
-
-    # life
-
-    def __enter__(self) -> Cluster:
-        self.plane.kubectl("apply", "--server-side", "-f", str(objects.CRDS))
-        self.plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(objects.CRDS))
-        self._thread.start()
-        self.run(self._begin())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        problems = self.all_problems()
-        self.run(self._end())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-        if problems and kind is None:
-            raise ClusterError("the stand-ins had problems:\n" + "\n".join(problems))
-
-    def run(self, work: Coroutine[Any, Any, T], within: float = _CALL_DEADLINE) -> T:
-        """The result of a coroutine that runs in the stand-ins' loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(within)
 
     def all_problems(self) -> list[str]:
         """Everything that a stand-in could not do so far."""
         return [
-            *self.problems,
-            *self.virt.problems,
+            *super().all_problems(),
             *self.services.problems,
             *(f"{n.name}: {p}" for n in self.nodes.values() for p in n.problems),
         ]
+
+    @property
+    def node_names(self) -> list[str]:
+        """The nodes there are."""
+        return list(self.nodes)
 
     # nodes
 
@@ -103,7 +64,7 @@ class Cluster:
             name,
             number=len(self.nodes) + 1,
             directory=self.plane.directory,
-            addresses=self.plane.addresses,
+            addresses=self.addresses,
             kubeconfig_of=self.plane.kubeconfig_of,
             program_dirs=[self.plane.binaries.kubectl.parent],
             labels=labels or {},
@@ -129,111 +90,6 @@ class Cluster:
             for (_, name), containers in manager.pods.items()
         }
 
-    # VMs
-
-    def start_vm(self, name: str, namespace: str = "default", **options: Any) -> Object:
-        """Makes a VMI (options as of `kubevirt.objects.vmi`) and waits until it runs."""
-        self.plane.apply(objects.vmi(name, namespace, **options))
-        self.wait(
-            lambda: self.vmi(name, namespace).get("status", {}).get("phase") == "Running",
-            f"VMI {namespace}/{name} runs",
-        )
-        return self.vmi(name, namespace)
-
-    def vmi(self, name: str, namespace: str = "default") -> Object:
-        """The VMI as it is."""
-        return self.plane.get("vmi", name, "-n", namespace)
-
-    def migrate(self, name: str, namespace: str = "default") -> str:
-        """A migration as a user asks for it; its name."""
-        path = f"/apis/kubevirt.io/v1/namespaces/{namespace}/virtualmachineinstancemigrations"
-        made = self.run(self.api.create(path, objects.migration(name, namespace)))
-        return str(made["metadata"]["name"])
-
-    def drain(self, node: str) -> None:
-        """Cordons the node and evacuates its VMs as KubeVirt does."""
-        self.plane.kubectl("cordon", node)
-        self._loop.call_soon_threadsafe(self.virt.evacuations.begin, node)
-
-    def end_drain(self, node: str) -> None:
-        """Uncordons the node; running migrations go on."""
-        self._loop.call_soon_threadsafe(self.virt.evacuations.end, node)
-        self.plane.kubectl("uncordon", node)
-
-    def migrations(self, namespace: str = "default") -> list[Object]:
-        """All migrations, oldest first."""
-        items: list[Object] = self.plane.get("vmim", "-n", namespace)["items"]
-        return sorted(items, key=lambda m: (m["metadata"]["creationTimestamp"], m["metadata"]["name"]))
-
-    def target_pods(self, name: str, namespace: str = "default") -> list[Object]:
-        """The pods made as migration targets of a VM that are there now."""
-        selector = f"vmi.kubevirt.io/id={name},kubevirt.io/migrationJobUID"
-        items: list[Object] = self.plane.get("pods", "-n", namespace, "-l", selector)["items"]
-        return items
-
-    def events(self, about: str, namespace: str = "default") -> list[Object]:
-        """Events of the object of that name."""
-        selector = f"involvedObject.name={about}"
-        items: list[Object] = self.plane.get("events", "-n", namespace, "--field-selector", selector)["items"]
-        return items
-
-    # the product
-
-    @property
-    def extender_address(self) -> str:
-        """Cluster IP that `install_chart` gives the extender's Service."""
-        return self.plane.addresses.service(10)
-
-    def install_chart(self, values: Mapping[str, Any] | None = None, *, within: float = 120.0) -> None:
-        """Installs or upgrades the chart and waits until each of its pods is ready."""
-        settings = {**(values or {})}
-        fixed = {"clusterIP": self.extender_address, "servicePort": SERVICE_PORT}
-        settings["extender"] = {**fixed, **settings.get("extender", {})}
-        path = self.plane.directory / "values.yaml"
-        path.write_text(yaml.safe_dump(settings))
-        self.plane.helm(
-            "upgrade",
-            "--install",
-            RELEASE,
-            str(CHART),
-            "-n",
-            NAMESPACE,
-            "--create-namespace",
-            "-f",
-            str(path),
-        )
-        self.wait(
-            self._chart_is_ready,
-            "all pods of the chart are ready",
-            within=within,
-            on_failure=self._chart_state,
-        )
-
-    def extender(self, resources: Sequence[str], **more: Any) -> Object:
-        """An element for `ControlPlane.restart_scheduler` that points at the installed chart's extender."""
-        secret = self.plane.get("secret", f"{RELEASE}-scheduler-client", "-n", NAMESPACE)
-        files = {}
-        for key in ("tls.crt", "tls.key", "ca.crt"):
-            files[key] = self.plane.directory / "pki" / f"scheduler-{key}"
-            files[key].write_bytes(base64.b64decode(secret["data"][key]))
-        return {
-            "urlPrefix": f"https://{self.extender_address}:{SERVICE_PORT}",
-            "filterVerb": "filter",
-            "prioritizeVerb": "prioritize",
-            "weight": 1,
-            "enableHTTPS": True,
-            "nodeCacheCapable": True,
-            "ignorable": True,
-            "httpTimeout": "5s",
-            "tlsConfig": {
-                "caFile": str(files["ca.crt"]),
-                "certFile": str(files["tls.crt"]),
-                "keyFile": str(files["tls.key"]),
-            },
-            "managedResources": [{"name": r, "ignoredByScheduler": False} for r in resources],
-            **more,
-        }
-
     def pod_log(self, pod: str, namespace: str = NAMESPACE) -> str:
         """What the containers of one of the product's pods wrote so far."""
         texts = []
@@ -242,44 +98,13 @@ class Cluster:
             texts += [p.read_text(errors="replace") for p in sorted(directory.glob("*.log"))]
         return "".join(texts)
 
-    # waiting
-
-    def wait(
-        self,
-        condition: Callable[[], object],
-        what: str,
-        *,
-        within: float = 60.0,
-        on_failure: Callable[[], str] = lambda: "",
-    ) -> None:
-        """Polls until `condition` is true; after `within` seconds raises ClusterError naming `what`."""
-        deadline = time.monotonic() + within
-        while True:
-            problem = ""
-            try:
-                if condition():
-                    return
-            except ClusterError as error:
-                problem = f" ({error})"
-            if time.monotonic() > deadline:
-                parts = [f"not within {within:.0f} s: {what}{problem}", on_failure(), *self.all_problems()]
-                raise ClusterError("\n".join(p for p in parts if p))
-            time.sleep(_POLL)
-
-    # inside
-
     async def _begin(self) -> None:
-        self.api = await Api(self.plane.kubeconfig).__aenter__()
-        self.pods = Cache(self.api, "/api/v1/pods", self._see_pod)
+        await super()._begin()
         self.services = ServiceProxy(self.pods)
-        self.virt = VirtController(self.api, self.pods, timing=self._timing)
         services = Cache(self.api, "/api/v1/services", self.services.see)
-        self._tasks = [
-            asyncio.create_task(work) for work in (self.pods.run(), services.run(), self.virt.run())
-        ]
+        self._tasks.append(asyncio.create_task(services.run()))
         async with asyncio.timeout(30):
-            for cache in (self.pods, services, self.virt.vmis, self.virt.migrations):
-                await cache.synced.wait()
+            await services.synced.wait()
 
     async def _join(self, kubelet: Kubelet) -> None:
         """In the loop, because the watches' callbacks go through the nodes there."""
@@ -289,54 +114,11 @@ class Cluster:
             kubelet.see("ADDED", pod)
 
     async def _end(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
         await asyncio.gather(*(kubelet.stop() for kubelet in self.nodes.values()))
         await self.services.close()
-        await self.api.__aexit__()
-        rest = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
+        await super()._end()
 
     def _see_pod(self, kind: str, pod: Object) -> None:
         for kubelet in self.nodes.values():
             kubelet.see(kind, pod)
-        self.virt.see_pod(kind, pod)
-
-    def _chart_is_ready(self) -> bool:
-        """Every Deployment and DaemonSet is rolled out; nodes make a DaemonSet's wanted number."""
-        sets = self.plane.get("daemonsets", "-n", NAMESPACE)["items"]
-        for item in sets:
-            status = item.get("status", {})
-            if status.get("observedGeneration", 0) < item["metadata"]["generation"]:
-                return False
-            wanted = status.get("desiredNumberScheduled", 0)
-            if wanted != len(self.nodes) or status.get("updatedNumberScheduled", 0) != wanted:
-                return False
-            if status.get("numberReady", 0) != wanted:
-                return False
-        deployments = self.plane.get("deployments", "-n", NAMESPACE)["items"]
-        for item in deployments:
-            status, wanted = item.get("status", {}), item["spec"]["replicas"]
-            if status.get("observedGeneration", 0) < item["metadata"]["generation"]:
-                return False
-            if not (status.get("readyReplicas", 0) == status.get("updatedReplicas", 0) == wanted):
-                return False
-        return bool(sets or deployments)
-
-    def _chart_state(self) -> str:
-        """What a person would look at when the chart's pods do not become ready."""
-        text = self.plane.kubectl("get", "pods", "-n", NAMESPACE, "-o", "wide")
-        for pod in self.plane.get("pods", "-n", NAMESPACE)["items"]:
-            ready = any(
-                c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", ())
-            )
-            if not ready:
-                name = pod["metadata"]["name"]
-                statuses = pod["status"].get("containerStatuses")
-                text += f"\n{name}: {statuses}\n{self.pod_log(name)[-3000:]}"
-        return text
+        super()._see_pod(kind, pod)

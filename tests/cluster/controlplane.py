@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -34,6 +34,7 @@ _CONTROLLERS = (
     "daemonset-controller",
     "deployment-controller",
     "garbage-collector-controller",
+    "job-controller",
     "namespace-controller",
     "replicaset-controller",
     "root-ca-certificate-publisher-controller",
@@ -48,22 +49,48 @@ class ClusterError(RuntimeError):
     """A part of the control plane does not run, or a command failed."""
 
 
+class Addresses(Protocol):
+    """Where a cluster lives; see `LoopbackRange` for what the members are."""
+
+    @property
+    def control_plane(self) -> str: ...
+
+    @property
+    def services(self) -> str: ...
+
+    def service(self, number: int) -> str: ...
+
+    def free_port(self, address: str) -> int: ...
+
+    def release(self) -> None: ...
+
+
 class ControlPlane:
     """One control plane; a context manager.
 
-    Every process listens on the control plane's own loopback address only, logs into `directory`/logs, and
-    dies with this process.
+    Every process listens on the control plane's own address only, logs into `directory`/logs, and dies with
+    this process.
     """
 
-    def __init__(self, programs: Binaries | None = None) -> None:
+    controllers: tuple[str, ...] = _CONTROLLERS
+    """Those that kube-controller-manager runs."""
+
+    def __init__(
+        self,
+        programs: Binaries | None = None,
+        addresses: Addresses | None = None,
+        parent: Path = Path("/tmp"),
+    ) -> None:
         """Nothing runs until `start`.
 
         Args:
             programs: None: `tests.cluster.binaries.build.binaries()`.
+            addresses: None: a `LoopbackRange`. Given back by `stop`.
+            parent: where `directory` is made.
         """
         self.binaries = programs or binaries()
-        self.addresses = LoopbackRange()
-        self.directory = Path(tempfile.mkdtemp(prefix="mc-", dir="/tmp"))
+        self.addresses: Addresses = addresses or LoopbackRange()
+        self.directory = Path(tempfile.mkdtemp(prefix="mc-", dir=parent))
         """Short, because sockets with their 107 characters of path lie below it. Removed by `stop`."""
         for name in ("pki", "logs", "home"):
             (self.directory / name).mkdir()
@@ -130,6 +157,15 @@ class ControlPlane:
                 process.stop(0.0 if name in ("etcd", "kube-apiserver") else 2.0)
         self.addresses.release()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def node_flags(self) -> tuple[str, ...]:
+        """Flags of kube-apiserver that depend on whether there are real nodes; here there are none."""
+        return (
+            "--authorization-mode=RBAC",
+            # No node lifecycle controller runs that would take its taint off again.
+            "--disable-admission-plugins=TaintNodesByCondition",
+            "--endpoint-reconciler-type=none",
+        )
 
     def start_scheduler(self, extenders: Sequence[Mapping[str, Any]] = ()) -> None:
         """Starts kube-scheduler with these elements of ``KubeSchedulerConfiguration.extenders``."""
@@ -230,17 +266,14 @@ class ControlPlane:
             self.binaries.kube_apiserver,
             f"--etcd-servers={self._etcd}",
             f"--client-ca-file={self.authority.certificate}",
-            "--authorization-mode=RBAC",
             "--anonymous-auth=false",
             "--allow-privileged=true",
-            # No node lifecycle controller runs that would take its taint off again.
-            "--disable-admission-plugins=TaintNodesByCondition",
-            "--endpoint-reconciler-type=none",
             f"--advertise-address={self.addresses.control_plane}",
             f"--service-cluster-ip-range={self.addresses.services}",
             f"--service-account-issuer={self.url}",
             f"--service-account-key-file={pki / 'accounts.key'}",
             f"--service-account-signing-key-file={pki / 'accounts.key'}",
+            *self.node_flags(),
             *self._secure(int(self.url.rpartition(":")[2])),
         )
         self._await("kube-apiserver", f"{self.url}/readyz")
@@ -252,7 +285,7 @@ class ControlPlane:
             self.binaries.kube_controller_manager,
             f"--kubeconfig={self.kubeconfig}",
             "--leader-elect=false",
-            f"--controllers={','.join(_CONTROLLERS)}",
+            f"--controllers={','.join(self.controllers)}",
             f"--root-ca-file={self.authority.certificate}",
             f"--service-account-private-key-file={self.directory / 'pki' / 'accounts.key'}",
             "--kube-api-qps=200",

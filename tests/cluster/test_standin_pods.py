@@ -109,7 +109,7 @@ def test_gets_mounts_variables_addresses_a_token_and_readiness(harness: Cluster,
     with urllib.request.urlopen(f"http://{address}:8090/", timeout=10) as answer:
         arguments, environment = json.loads(answer.read())
     pod_ip = plane.get("pod", "server", "-n", namespace)["status"]["podIP"]
-    assert pod_ip.startswith(plane.addresses.prefix)
+    assert pod_ip.startswith(harness.addresses.prefix)
     assert arguments[1:3] == [f"--bind={pod_ip}:8080", str(ready)]
     assert Path(arguments[3].removeprefix("--dir=")).joinpath("state").resolve() == ready
     assert arguments[4] == "--to=node-1/x"

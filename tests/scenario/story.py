@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from migcompat.api import names
 
-from tests.cluster.cluster import NAMESPACE as RELEASE_NAMESPACE
+from tests.cluster.base import NAMESPACE as RELEASE_NAMESPACE
 from tests.cluster.cluster import Cluster
 from tests.cluster.kubevirt.timing import Timing
 from tests.scenario import nodes

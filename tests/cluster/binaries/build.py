@@ -36,6 +36,10 @@ _PACKAGES = {
     "kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
     "kubectl": "k8s.io/kubernetes/cmd/kubectl",
 }
+_NODE_PACKAGES = {
+    "kubelet": "k8s.io/kubernetes/cmd/kubelet",
+    "kube-proxy": "k8s.io/kubernetes/cmd/kube-proxy",
+}
 _INSTALLED = {"helm": "helm.sh/helm/v4/cmd/helm@v4.3.1"}
 """Commands whose go.mod has no ``replace`` lines, so that they build on their own."""
 
@@ -76,6 +80,23 @@ def binaries() -> Binaries:
         given = assets / name if assets else None
         paths[name] = given if given and os.access(given, os.X_OK) else _built(name)
     return Binaries(**{name.replace("-", "_"): path for name, path in paths.items()})
+
+
+@dataclass(frozen=True)
+class NodeBinaries:
+    """Where the programs of a node are, which only `tests/node` needs."""
+
+    kubelet: Path
+    kube_proxy: Path
+
+
+def node_binaries() -> NodeBinaries:
+    """kubelet and kube-proxy of the control plane's version; built as in `binaries`.
+
+    Raises:
+        BuildError: as in `binaries`.
+    """
+    return NodeBinaries(**{name.replace("-", "_"): _built(name) for name in _NODE_PACKAGES})
 
 
 def build_go(directory: Path, name: str) -> Path:
@@ -124,7 +145,15 @@ def _built(name: str) -> Path:
         return _once(cache() / "bin" / key, name, arguments, HERE, gobin=True)
     pinned = [(HERE / f).read_text() for f in ("go.mod", "go.sum", "tools.go")]
     key = _digest(toolchain.find().version, _LDFLAGS, *pinned)
-    arguments = ["build", "-trimpath", "-ldflags", _LDFLAGS, "-o", name, _PACKAGES[name]]
+    arguments = [
+        "build",
+        "-trimpath",
+        "-ldflags",
+        _LDFLAGS,
+        "-o",
+        name,
+        {**_PACKAGES, **_NODE_PACKAGES}[name],
+    ]
     return _once(cache() / "bin" / key, name, arguments, HERE)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 
 from tests.cluster.api import Api, Cache, Object
+from tests.cluster.kubevirt import objects
 from tests.cluster.kubevirt.evacuations import Evacuations
 from tests.cluster.kubevirt.migrations import Migrations
 from tests.cluster.kubevirt.timing import Timing
@@ -21,14 +22,21 @@ class VirtController:
     """Reconciles VMIs, migrations and evacuations in one event loop."""
 
     def __init__(
-        self, api: Api, pods: Cache, *, timing: Timing | None = None, per_cluster: int = 5, per_node: int = 2
+        self,
+        api: Api,
+        pods: Cache,
+        *,
+        timing: Timing | None = None,
+        adapt: objects.Adapt = objects.as_recorded,
+        per_cluster: int = 5,
+        per_node: int = 2,
     ) -> None:
         """`pods` is run by the caller, who passes each of its changes to `see_pod`."""
         timing = timing or Timing()
         group = "/apis/kubevirt.io/v1"
         self.vmis = Cache(api, f"{group}/virtualmachineinstances", self._see_vmi)
         self.migrations = Cache(api, f"{group}/virtualmachineinstancemigrations", self._see_migration)
-        self._world = World(api, pods, self.vmis, self.migrations)
+        self._world = World(api, pods, self.vmis, self.migrations, adapt)
         self._vmis = VMIs(self._world)
         self._migrations = Migrations(
             self._world, self._vmis, timing, per_cluster=per_cluster, per_node=per_node

@@ -66,7 +66,8 @@ class Migrations:
             touched.clear()
             try:
                 pod = await self._world.api.create(
-                    f"/api/v1/namespaces/{meta['namespace']}/pods", objects.target_pod(item, current)
+                    f"/api/v1/namespaces/{meta['namespace']}/pods",
+                    self._world.adapt(objects.target_pod(item, current)),
                 )
             except ApiError as error:
                 text = f"Error creating pod: {error.message}"

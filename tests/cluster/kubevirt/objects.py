@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,15 @@ from tests.cluster.api import Object
 
 _HERE = Path(__file__).parent
 CRDS = _HERE / "crds.yaml"
+
+Adapt = Callable[[Object], Object]
+"""Changes a launcher pod into one that can run where the test runs."""
+
+
+def as_recorded(pod: Object) -> Object:
+    """The pod as a real virt-controller makes it."""
+    return pod
+
 
 _NOT_COPIED = frozenset(
     {"kubevirt.io/latest-observed-api-version", "kubevirt.io/storage-observed-api-version"}

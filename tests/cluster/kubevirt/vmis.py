@@ -34,7 +34,7 @@ class VMIs:
         if not self._world.pods_of(meta["uid"]):
             await self._world.patch_vmi(item, {"status": {"phase": "Scheduling"}})
             path = f"/api/v1/namespaces/{meta['namespace']}/pods"
-            await self._world.api.create(path, objects.source_pod(item))
+            await self._world.api.create(path, self._world.adapt(objects.source_pod(item)))
         while True:
             if self._world.vmi(meta["uid"]) is None:
                 return

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 
 from tests.cluster.api import MERGE, STRATEGIC, Api, ApiError, Cache, Object, now, path_of
+from tests.cluster.kubevirt.objects import Adapt
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +24,12 @@ _UNPAUSED = "kubevirt.io/virtual-machine-unpaused"
 class World:
     """KubeVirt's objects and their pods as the caches have them, and the writes that parts have in common."""
 
-    def __init__(self, api: Api, pods: Cache, vmis: Cache, migrations: Cache) -> None:
+    def __init__(self, api: Api, pods: Cache, vmis: Cache, migrations: Cache, adapt: Adapt) -> None:
         self.api = api
         self.pods = pods
         self.vmis = vmis
         self.migrations = migrations
+        self.adapt = adapt
         self.problems: list[str] = []
         self._pulse = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
