@@ -51,14 +51,32 @@ class Driver(msgspec.Struct, frozen=True, omit_defaults=True):
     version: str = ""
 
 
+class MigrationState(enum.StrEnum):
+    """States of migration that a driver may have (``VFIO_MIGRATION_*``, include/uapi/linux/vfio.h)."""
+
+    STOP_COPY = "STOP_COPY"
+    P2P = "P2P"
+    PRE_COPY = "PRE_COPY"
+
+
+class Migration(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The kernel's answer to whether a device can migrate (``VFIO_DEVICE_FEATURE_MIGRATION``).
+
+    ``supported``: whether the driver can save and load the device's state at all (``STOP_COPY``).
+    """
+
+    supported: bool
+    states: tuple[MigrationState, ...] = ()
+
+
 class Device(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     """One VFIO device of the node.
 
     ``id``: PCI address or mdev UUID. ``profile`` and ``acceptance`` are keys of the status' maps;
     ``dynamic`` holds the values of its dynamic attributes (semantics §3). ``type`` is the raw mdev type name
     (empty for a physical device), ``pci_id`` the raw ``vendor``+``device`` (8 hex digits) of the function or
-    of an mdev's parent (empty outside PCI). ``peer_to_peer``: whether the driver supports the P2P migration
-    states (None: not known).
+    of an mdev's parent (empty outside PCI). ``migration``: what the kernel said of it before it was first
+    advertised, ``peer_to_peer``: whether that includes the P2P states (both None: not known).
     """
 
     id: str
@@ -77,6 +95,7 @@ class Device(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     problem: str = ""
     dynamic: dict[str, str] = {}
     allocated_to: PodRef | None = None
+    migration: Migration | None = None
     peer_to_peer: bool | None = None
 
 

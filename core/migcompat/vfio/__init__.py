@@ -1,0 +1,1 @@
+"""Asking the kernel about a VFIO device by ioctl, before anybody uses it."""
