@@ -26,7 +26,7 @@ class LongRunError(RuntimeError):
 
 def say(text: str) -> None:
     """A line of progress, to stderr."""
-    sys.stderr.write(f"[test node] {text}\n")
+    sys.stderr.write(f"[tests] {text}\n")
     sys.stderr.flush()
 
 
