@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -12,6 +13,7 @@ from migcompat.api.names import RESOURCE_DOMAIN
 from migcompat.httpserver import serve_health
 from migcompat.kube.client import Client
 from migcompat.kubelet.podresources import PodResources
+from migcompat.sysfs.uevents import Listener, listen
 
 from migcompat_deviceplugin import metrics
 from migcompat_deviceplugin.allocations import AllocationsPoller
@@ -24,6 +26,7 @@ from migcompat_deviceplugin.publisher import Publisher
 from migcompat_deviceplugin.server import ResourceServer
 from migcompat_deviceplugin.state import State
 from migcompat_deviceplugin.sysfs import Sysfs, SysfsError
+from migcompat_deviceplugin.wakeups import Wakeups
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +49,11 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Agent:
-    """One node's agent."""
+    """One node's agent. *listen* opens what tells of the kernel's device events."""
 
-    def __init__(self, settings: Settings, client: Client) -> None:
+    def __init__(self, settings: Settings, client: Client, listen: Callable[[], Listener] = listen) -> None:
         self.settings = settings
+        self._listen = listen
         self.state = State()
         self.sysfs = Sysfs(settings.sysfs_root, settings.resource_domain)
         self.poller = AllocationsPoller(
@@ -81,7 +85,32 @@ class Agent:
             await health.cleanup()
 
     async def _scan(self) -> None:
+        """Look at all devices when the kernel tells of a change, and every ``scan_interval``.
+
+        Listening begins before the first look, so that no change falls between the two.
+        """
+        wakeups = Wakeups(self._listener())
+        wakeups.start()
+        try:
+            await self._scan_when(wakeups)
+        finally:
+            wakeups.stop()
+
+    def _listener(self) -> Listener | None:
+        try:
+            return self._listen()
+        except OSError as error:
+            log.warning(
+                "the kernel's device events cannot be heard (%s): changes are seen only every %g s;"
+                " let the process open netlink sockets (seccomp, SELinux), or lower --scan-interval",
+                error,
+                self.settings.scan_interval,
+            )
+            return None
+
+    async def _scan_when(self, wakeups: Wakeups) -> None:
         told: tuple[object, ...] = ()
+        event: float | None = None
         while True:
             try:
                 self.state.set_inventory(await self.sysfs.scan())
@@ -92,12 +121,16 @@ class Agent:
                 self.state.set_scan_problem(str(error))
             else:
                 metrics.SCAN_SECONDS.observe(self.sysfs.seconds)
+                if event is not None:
+                    metrics.UEVENT_LAG_SECONDS.observe(asyncio.get_running_loop().time() - event)
+                    event = None
                 if self.sysfs.problems != told:
                     told = self.sysfs.problems
                     for problem in self.sysfs.problems:
                         log.warning("%s/%s: %s", self.sysfs.root, problem.path, problem.message)
             metrics.observe(self.state, len(self.sysfs.problems))
-            await asyncio.sleep(self.settings.scan_interval)
+            heard = await wakeups.wait(self.settings.scan_interval)
+            event = heard if event is None else event
 
     def _ready(self) -> str | None:
         return self.state.problem()

@@ -33,6 +33,26 @@ SCAN_SECONDS = Histogram(
 SCAN_FAILURES = Counter(
     "migcompat_agent_scan_failures", "Looks at sysfs that failed or hung", registry=REGISTRY
 )
+UEVENTS = Counter(
+    "migcompat_agent_uevents", "Events of the kernel heard that may be about VFIO devices", registry=REGISTRY
+)
+UEVENT_OVERRUNS = Counter(
+    "migcompat_agent_uevent_overruns",
+    "Times that the kernel had to drop events; each brings a look at all devices",
+    registry=REGISTRY,
+)
+UEVENT_LAG_SECONDS = Histogram(
+    "migcompat_agent_uevent_lag_seconds",
+    "Time from an event of the kernel to the devices known anew",
+    buckets=(0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10),
+    registry=REGISTRY,
+)
+PROBES = Counter(
+    "migcompat_agent_migration_probes",
+    "Devices asked whether they can migrate, by answer or by why there is none",
+    ["answer"],
+    registry=REGISTRY,
+)
 REGISTRATIONS = Counter(
     "migcompat_agent_registrations", "Registrations with the kubelet", ["resource"], registry=REGISTRY
 )
