@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import yaml
 
@@ -229,7 +229,7 @@ class ControlPlane:
         """Process ids of the running parts."""
         return {name: process.pid for name, process in self._processes.items()}
 
-    def __enter__(self) -> ControlPlane:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

@@ -1,0 +1,42 @@
+"""Cgroups of the nodes. The janitor removes them, as nothing else outlives a killed run."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from tests.node.janitor import CGROUPS, hierarchies
+
+MEMORY = CGROUPS if (CGROUPS / "cgroup.controllers").exists() else CGROUPS / "memory"
+"""Root of the hierarchy with the memory controller."""
+
+
+def make(path: str) -> None:
+    """Makes the cgroup `path` (relative, e.g. ``run/node-1``) in every hierarchy, ready to hold processes.
+
+    cgroup v1's cpuset takes no process before its processors and memory nodes are filled in (cgroups(7)); in
+    cgroup v2 controllers are handed down one level at a time.
+    """
+    for top in hierarchies():
+        current = top
+        for part in Path(path).parts:
+            parent, current = current, current / part
+            current.mkdir(exist_ok=True)
+            for name in ("cpuset.cpus", "cpuset.mems"):
+                given = parent / name
+                if given.exists() and (parent / "cgroup.clone_children").exists():
+                    (current / name).write_text(given.read_text())
+            if (CGROUPS / "cgroup.controllers").exists():
+                _hand_down(parent)
+
+
+def memory(path: str) -> dict[str, int]:
+    """Memory statistics of a cgroup, as the kernel counts: bytes by name (``rss`` in v1, ``anon`` in v2)."""
+    lines = (MEMORY / path / "memory.stat").read_text().splitlines()
+    return {name: int(value) for name, value in (line.split() for line in lines)}
+
+
+def _hand_down(cgroup: Path) -> None:
+    for name in (cgroup / "cgroup.controllers").read_text().split():
+        with contextlib.suppress(OSError):
+            (cgroup / "cgroup.subtree_control").write_text(f"+{name}")

@@ -1,0 +1,74 @@
+"""Removes what the kernel does not: the run's cgroups and files. Outlives the run, however it ended.
+
+Called as ``python -IS janitor.py DIRECTORY CGROUP MOUNTPOINT FD``. FD is the reading end of a pipe whose
+other ends the run's processes hold; it reads as ended when the last of them is gone, killed or not.
+Processes, mounts and network namespaces need no removal: they end with the run's PID namespace. MOUNTPOINT
+is a directory that the run made to mount something on, or empty.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+_PATIENCE = 20.0
+
+
+def hierarchies() -> list[Path]:
+    """Roots of the cgroup hierarchies: one with cgroup v2, one a controller with v1."""
+    if (CGROUPS / "cgroup.controllers").exists():
+        return [CGROUPS]
+    return sorted(p for p in CGROUPS.iterdir() if (p / "cgroup.procs").exists() and not p.is_symlink())
+
+
+def remove_cgroup(top: Path, deadline: float) -> bool:
+    """Removes a cgroup with all below it, and kills what is still in there. Whether it is gone."""
+    while top.exists():
+        for directory, _, _ in os.walk(top, topdown=False):
+            try:
+                os.rmdir(directory)
+            except OSError:
+                _kill(Path(directory))
+        if time.monotonic() > deadline:
+            return not top.exists()
+        time.sleep(0.05)
+    return True
+
+
+def _kill(cgroup: Path) -> None:
+    try:
+        pids = (cgroup / "cgroup.procs").read_text().split()
+    except OSError:
+        return
+    for pid in pids:
+        try:
+            os.kill(int(pid), signal.SIGKILL)
+        except OSError:
+            continue
+
+
+def main() -> int:
+    """Waits for the run's end, then removes; 1 when something stayed."""
+    directory, cgroup, mount_point, descriptor = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    while os.read(descriptor, 4096):
+        pass
+    deadline = time.monotonic() + _PATIENCE
+    left = [h / cgroup for h in hierarchies() if not remove_cgroup(h / cgroup, deadline)]
+    shutil.rmtree(directory, ignore_errors=True)
+    if mount_point and not any(directory.parent.glob(f"{directory.name.partition('-')[0]}-*")):
+        # Empty, and no other run has mounted something on it: the kernel would take that away from it.
+        with contextlib.suppress(OSError):
+            os.rmdir(mount_point)
+    for path in left:
+        print(f"janitor: {path} could not be removed", file=sys.stderr, flush=True)
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

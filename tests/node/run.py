@@ -1,0 +1,108 @@
+"""Runs a command in namespaces of its own, beside a janitor, so that nothing of it stays however it ends.
+
+The command becomes the child of process 1 of a PID namespace with its own mounts, network, host name and IPC.
+When this process dies, even by SIGKILL, the kernel kills that process 1 and with it everything in there; the
+janitor outlives both and removes cgroups and files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from tests.cluster.controlplane import ClusterError
+
+_HERE = Path(__file__).parent
+_DIE_WITH_PARENT = _HERE.parent / "cluster" / "die_with_parent.py"
+_GRACE = 60.0
+_CLEANING = 60.0
+
+KUBELET_DIRECTORY = Path("/var/lib/kubelet")
+"""Each node mounts its own over it. Not to be chosen: the kubelet's device plugin directory lies below it
+whatever ``--root-dir`` says."""
+DIRECTORY, CGROUP = "MIGCOMPAT_RUN_DIRECTORY", "MIGCOMPAT_RUN_CGROUP"
+"""Environment of the command: where its files belong; its cgroup, relative to the hierarchies' roots."""
+
+
+def place() -> tuple[Path, str]:
+    """Directory and cgroup of the run that this process is in.
+
+    Raises:
+        ClusterError: it is in none.
+    """
+    try:
+        return Path(os.environ[DIRECTORY]), os.environ[CGROUP]
+    except KeyError as error:
+        raise ClusterError("not inside a run: start this with `make test-node`") from error
+
+
+def contained(command: Sequence[str]) -> int:
+    """Runs `command` to its end and cleans up; its exit status.
+
+    Ctrl-C reaches the command, which has `_GRACE` seconds to end by itself; SIGTERM ends it at once.
+
+    Raises:
+        ClusterError: not root; unshare is missing; something could not be removed.
+    """
+    if os.geteuid() != 0:
+        raise ClusterError("real nodes need root (namespaces, cgroups, mounts): run this as root")
+    if shutil.which("unshare") is None:
+        raise ClusterError("unshare is missing (on Debian: apt-get install util-linux)")
+    # Short, because sockets with their 107 characters of path lie below it.
+    directory = Path("/tmp") / f"mcn-{secrets.token_hex(3)}"
+    directory.mkdir(mode=0o711)
+    made = not KUBELET_DIRECTORY.exists()
+    KUBELET_DIRECTORY.mkdir(parents=True, exist_ok=True)
+    cgroup = f"migcompat-{directory.name}"
+    removed = [str(directory), cgroup, str(KUBELET_DIRECTORY) if made else ""]
+    reading, writing = os.pipe()
+    janitor = subprocess.Popen(
+        [sys.executable, "-IS", str(_HERE / "janitor.py"), *removed, str(reading)],
+        stdin=subprocess.DEVNULL,
+        pass_fds=[reading],
+        start_new_session=True,
+    )
+    os.close(reading)
+    inside = [
+        "unshare", "--fork", "--pid", "--kill-child", "--mount", "--mount-proc", "--net", "--uts", "--ipc",
+        sys.executable, "-IS", str(_HERE / "init.py"), *command,
+    ]  # fmt: skip
+    previous = signal.signal(signal.SIGTERM, _terminated)
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-IS", str(_DIE_WITH_PARENT), str(os.getpid()), *inside],
+            env={**os.environ, DIRECTORY: str(directory), CGROUP: cgroup},
+            pass_fds=[writing],
+        )
+        return _wait(process)
+    finally:
+        if process is not None and process.poll() is None:
+            process.kill()
+            process.wait()
+        os.close(writing)
+        signal.signal(signal.SIGTERM, previous)
+        if janitor.wait(_CLEANING):
+            raise ClusterError("cgroups of this run could not be removed; see above")
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE)
+        raise
+    return code if code >= 0 else 128 - code
+
+
+def _terminated(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
