@@ -155,11 +155,6 @@ def label_patch(current: Mapping[str, str], wanted: Mapping[str, str]) -> dict[s
     """What to merge into a Node's *current* labels: missing and wrong ones, and None for our stale ones."""
     patch: dict[str, str | None] = {k: v for k, v in wanted.items() if current.get(k) != v}
     for key in current:
-        if is_ours(key) and key not in wanted:
+        if names.is_node_label(key) and key not in wanted:
             patch[key] = None
     return patch
-
-
-def is_ours(key: str) -> bool:
-    """Whether a label key is one that the agent writes."""
-    return key == names.NODE_MANAGED or key.startswith((names.NODE_TYPE_PREFIX, names.NODE_OFFERS_PREFIX))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from migcompat.api import names
 from migcompat.api.cluster import VirtualMachineInstance
 from migcompat.api.conditions import set_condition
 from migcompat.api.meta import Condition, ObjectMeta, OwnerReference
@@ -24,10 +25,7 @@ from migcompat_operator.answer import KUBEVIRT_NOT_MIGRATABLE, MIGRATABLE, answe
 from migcompat_operator.memory import Verdict
 from migcompat_operator.question import Question, Unanswerable, ask
 
-MANAGED_BY = "app.kubernetes.io/managed-by"
-MANAGER = "migcompat-operator"
 VMI_API = "kubevirt.io/v1"
-VMI_KIND = "VirtualMachineInstance"
 
 
 class Plan(msgspec.Struct):
@@ -85,7 +83,7 @@ def reconcile(
         item = _for_vmi(vmi)
     elif item.metadata.deletion_timestamp is not None:
         return Plan(events=events)
-    elif is_ours(item) and (vmi is None or not _is_kept(vmi)):
+    elif item.is_made_by_operator and (vmi is None or not _is_kept(vmi)):
         return Plan(delete=True)
     question = ask(fleet, item)
     status, survey = _desired(fleet, item, question)
@@ -125,12 +123,6 @@ def told_before(existing: MigrationCompatibility | None, vmi: VirtualMachineInst
     return verdict if _is_definite(verdict) and _adoption(existing, vmi) is None else ("", "")
 
 
-def is_ours(item: MigrationCompatibility) -> bool:
-    """Whether the operator made the object for a VMI (then it may also delete it)."""
-    owned = any(owner.kind == VMI_KIND for owner in item.metadata.owner_references or ())
-    return owned and (item.metadata.labels or {}).get(MANAGED_BY) == MANAGER
-
-
 def wire(status: MigrationCompatibilityStatus) -> dict[str, Any]:
     """The status as JSON values, zeroes included: printer columns show nothing for a field that is absent."""
     zeroes = {"deviceCount": 0, "targets": "", "compatible": 0, "free": 0, "total": 0}
@@ -161,7 +153,7 @@ def _is_kept(vmi: VirtualMachineInstance) -> bool:
 
 
 def _owner(vmi: VirtualMachineInstance) -> OwnerReference:
-    return OwnerReference(VMI_API, VMI_KIND, vmi.metadata.name, vmi.metadata.uid, controller=True)
+    return OwnerReference(VMI_API, names.VMI_KIND, vmi.metadata.name, vmi.metadata.uid, controller=True)
 
 
 def _for_vmi(vmi: VirtualMachineInstance) -> MigrationCompatibility:
@@ -169,7 +161,7 @@ def _for_vmi(vmi: VirtualMachineInstance) -> MigrationCompatibility:
         metadata=ObjectMeta(
             name=vmi.metadata.name,
             namespace=vmi.metadata.namespace,
-            labels={MANAGED_BY: MANAGER},
+            labels={names.MANAGED_BY: names.OPERATOR},
             owner_references=[_owner(vmi)],
         ),
         spec=MigrationCompatibilitySpec(virtual_machine_instance=VMIReference(vmi.metadata.name)),
@@ -178,7 +170,7 @@ def _for_vmi(vmi: VirtualMachineInstance) -> MigrationCompatibility:
 
 def _adoption(item: MigrationCompatibility, vmi: VirtualMachineInstance | None) -> OwnerReference | None:
     """Our object follows its VM over a restart, which makes a VMI of the same name and another UID."""
-    if vmi is None or not is_ours(item):
+    if vmi is None or not item.is_made_by_operator:
         return None
     owners = {owner.uid for owner in item.metadata.owner_references or ()}
     return _owner(vmi) if vmi.metadata.uid not in owners else None

@@ -13,7 +13,7 @@ from migcompat.api.meta import Condition, ObjectMeta
 from migcompat.engine.declaration import Declaration, Kind
 from migcompat.fleet.fleet import Fleet
 from migcompat_operator.answer import condition
-from migcompat_operator.reconcile import Plan, is_ours, merge_patch, reconcile, wire
+from migcompat_operator.reconcile import Plan, merge_patch, reconcile, wire
 
 from tests.support.fleets import POOL, declared, node, pod, vfionode, vmi
 
@@ -74,7 +74,7 @@ def test_makes_an_owned_object_with_counts_groups_and_conditions() -> None:
     )
     plan = reconcile(fleet, None, of(fleet), now=NOW)
     assert plan.create is not None
-    assert is_ours(plan.create)
+    assert plan.create.is_made_by_operator
     owner = (plan.create.metadata.owner_references or [])[0]
     assert (owner.kind, owner.name, owner.uid) == ("VirtualMachineInstance", "vm-a", "uid-vm-a")
     assert plan.create.spec.virtual_machine_instance == api.VMIReference("vm-a")

@@ -130,6 +130,12 @@ class Pod(msgspec.Struct, omit_defaults=True):
         return wanted
 
 
+class Workload(msgspec.Struct, omit_defaults=True):
+    """A DaemonSet or a Deployment: whether it is there, and being deleted."""
+
+    metadata: ObjectMeta
+
+
 class HostDevice(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     """An element of ``spec.domain.devices.gpus`` or ``.hostDevices``."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from migcompat.api import names
 from migcompat.api.meta import Condition, ObjectMeta
 from migcompat.api.names import API_VERSION
 from migcompat.engine.declaration import Kind
@@ -97,3 +98,9 @@ class MigrationCompatibility(msgspec.Struct, omit_defaults=True, rename="camel")
     status: MigrationCompatibilityStatus = msgspec.field(default_factory=MigrationCompatibilityStatus)
     api_version: str = API_VERSION
     kind: str = "MigrationCompatibility"
+
+    @property
+    def is_made_by_operator(self) -> bool:
+        """Whether the operator made the object for a VMI (then we may also delete it)."""
+        owned = any(owner.kind == names.VMI_KIND for owner in self.metadata.owner_references or ())
+        return owned and (self.metadata.labels or {}).get(names.MANAGED_BY) == names.OPERATOR

@@ -16,6 +16,10 @@ NODE_MANAGED = "migcompat.io/managed"
 NODE_TYPE_PREFIX = "type.migcompat.io/"
 NODE_OFFERS_PREFIX = "offers.migcompat.io/"
 
+MANAGED_BY = "app.kubernetes.io/managed-by"
+OPERATOR = "migcompat-operator"
+"""Value of that label on the objects that the operator makes."""
+
 MODE = "migcompat.io/mode"
 REQUIRE_RETURN_PATH = "migcompat.io/require-return-path"
 CROSS_TYPE = "migcompat.io/cross-type"
@@ -27,6 +31,7 @@ LAUNCHER_VALUE = "virt-launcher"
 MIGRATION_UID = "kubevirt.io/migrationJobUID"
 CREATED_BY = "kubevirt.io/created-by"
 VMI_NAME = "kubevirt.io/domain"
+VMI_KIND = "VirtualMachineInstance"
 NODE_NAME = "kubevirt.io/nodeName"
 
 LABEL_LIMIT = 63
@@ -38,6 +43,11 @@ def digest(content: object) -> str:
     """24 hex digits (96 bits) of SHA-256 over the canonical JSON of *content* (keys sorted)."""
     raw = msgspec.json.encode(msgspec.to_builtins(content, order="sorted"), order="sorted")
     return hashlib.sha256(raw).hexdigest()[:24]
+
+
+def is_node_label(key: str) -> bool:
+    """Whether the agents write the label *key* on Nodes (contract, Labels and annotations)."""
+    return key == NODE_MANAGED or key.startswith((NODE_TYPE_PREFIX, NODE_OFFERS_PREFIX))
 
 
 def label_name(text: str) -> str:

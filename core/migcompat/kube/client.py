@@ -161,11 +161,19 @@ class Client:
         raw = await self._send("PATCH", path, body, query=query, content_type=APPLY_PATCH)
         return self._decode(res, "PATCH", path, raw)
 
-    async def delete(self, res: Resource[T], name: str, namespace: str = "", uid: str = "") -> None:
-        """Delete the object; with *uid* only if it still is that one, else Conflict. Raises NotFound."""
+    async def delete(
+        self, res: Resource[T], name: str, namespace: str = "", uid: str = "", propagation: str = ""
+    ) -> None:
+        """Delete the object; with *uid* only if it still is that one, else Conflict. Raises NotFound.
+
+        *propagation*: what happens to what it owns (API conventions, "Garbage collection"); with
+        ``Foreground`` the object stays until all of that has gone.
+        """
         options: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions"}
         if uid:
             options["preconditions"] = {"uid": uid}
+        if propagation:
+            options["propagationPolicy"] = propagation
         await self._send("DELETE", res.path(name, namespace), msgspec.json.encode(options))
 
     async def watch(

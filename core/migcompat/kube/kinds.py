@@ -7,7 +7,13 @@ from typing import Generic, TypeVar
 import msgspec
 
 from migcompat.api import names
-from migcompat.api.cluster import Node, Pod, VirtualMachineInstance, VirtualMachineInstanceMigration
+from migcompat.api.cluster import (
+    Node,
+    Pod,
+    VirtualMachineInstance,
+    VirtualMachineInstanceMigration,
+    Workload,
+)
 from migcompat.api.compatibilitypolicy import CompatibilityPolicy
 from migcompat.api.event import Event
 from migcompat.api.migrationcompatibility import MigrationCompatibility
@@ -82,6 +88,8 @@ COMPATIBILITIES = Resource(
 )
 NODES = Resource("", "v1", "nodes", "Node", Node, namespaced=False)
 PODS = Resource("", "v1", "pods", "Pod", Pod, namespaced=True)
+DAEMONSETS = Resource("apps", "v1", "daemonsets", "DaemonSet", Workload, namespaced=True)
+DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment", Workload, namespaced=True)
 EVENTS = Resource("", "v1", "events", "Event", Event, namespaced=True)
 VMIS = Resource(
     "kubevirt.io",
