@@ -10,7 +10,7 @@ from tests.cluster.controlplane import ClusterError
 from tests.node import needs, run
 from tests.node.debian import DebianError
 
-_TESTS = ("tests/node", "tests/image")
+TESTS = ("tests/node", "tests/image")
 
 
 def main() -> int:
@@ -23,8 +23,8 @@ def main() -> int:
             f"[real nodes] all parts are there, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True
         )
         if arguments[:1] == ["hold"]:
-            return run.contained([sys.executable, "-m", "tests.node.hold"])
-        chosen = [] if any(not a.startswith("-") for a in arguments) else list(_TESTS)
+            return run.contained([sys.executable, "-m", "tests.node.hold", *arguments[1:]])
+        chosen = [] if any(not a.startswith("-") for a in arguments) else list(TESTS)
         return run.contained([sys.executable, "-m", "pytest", *chosen, *arguments])
     except (BuildError, ClusterError, DebianError) as error:
         print(f"real nodes: {error}", file=sys.stderr)

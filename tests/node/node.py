@@ -35,8 +35,8 @@ class Node:
     """A node: `start` and `stop` it, or let it end with the run's namespaces.
 
     Its mount namespace shows `root`/kubelet at /var/lib/kubelet, `root`/run at /run, `root`/log at
-    /var/log, `root`/boot_id as the kernel's boot id, and `host` at a path that is the same on all nodes, for the chart's
-    hostPaths.
+    /var/log, `root`/boot_id as the kernel's boot id, and `host` at a path that is the same on all nodes, for
+    the chart's hostPaths.
     """
 
     def __init__(
