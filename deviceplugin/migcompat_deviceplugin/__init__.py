@@ -17,6 +17,8 @@
 :mod:`.inquiry`        what the API server says about a target pod and its source
 :mod:`.obligations`    writing dynamic attributes to a device
 :mod:`.allocations`    which pod holds which device
+:mod:`.devnodes`       the device nodes of the host
+:mod:`.departure`      does the agent leave its node for good?
 :mod:`.metrics`        figures for Prometheus
 =====================  ======================================================================================
 """

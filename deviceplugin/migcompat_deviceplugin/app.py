@@ -17,6 +17,7 @@ from migcompat.sysfs.uevents import Listener, listen
 
 from migcompat_deviceplugin import metrics
 from migcompat_deviceplugin.allocations import AllocationsPoller
+from migcompat_deviceplugin.departure import Departure
 from migcompat_deviceplugin.devnodes import DevDir
 from migcompat_deviceplugin.guard import Guard
 from migcompat_deviceplugin.inquiry import Inquiry
@@ -39,6 +40,8 @@ class Settings(msgspec.Struct, frozen=True):
 
     node_name: str
     boot_id: str
+    namespace: str = ""
+    daemonset: str = ""
     sysfs_root: Path = Path("/sys")
     dev: DevDir = DevDir()
     kubelet_dir: Path = Path("/var/lib/kubelet")
@@ -62,6 +65,7 @@ class Agent:
         inquiry = Inquiry(client, settings.node_name, allow_loosening=settings.allow_loosening)
         self._guard = Guard(self.poller, inquiry, self.sysfs)
         self._preferred = Preferred(self.state, inquiry)
+        self._departure = Departure(client, settings.namespace, settings.daemonset)
         self.publisher = Publisher(client, settings.node_name, settings.boot_id, self.state)
         self.manager = Manager(settings.kubelet_dir / "device-plugins", self.state, self._make_server)
 
@@ -80,9 +84,18 @@ class Agent:
                 group.create_task(self.poller.run(), name="allocations")
                 group.create_task(self.publisher.run(), name="publisher")
                 group.create_task(self.manager.run(), name="manager")
+                group.create_task(self._departure.run(), name="departure")
         finally:
             await self.manager.stop()
             await health.cleanup()
+
+    async def leave(self) -> None:
+        """The process is to end: the kubelet is told that the devices are gone if nobody comes after us.
+
+        Takes at most 4 s. :meth:`run` still has to be cancelled.
+        """
+        if await self._departure.is_for_good():
+            await self.manager.leave_for_good()
 
     async def _scan(self) -> None:
         """Look at all devices when the kernel tells of a change, and every ``scan_interval``.
@@ -153,14 +166,16 @@ async def run(settings: Settings, kubeconfig: str | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with Client.from_environment(kubeconfig, WRITES_PER_SECOND) as client:
-        agent = asyncio.create_task(Agent(settings, client).run(), name="agent")
+        agent = Agent(settings, client)
+        running = asyncio.create_task(agent.run(), name="agent")
         stopping = asyncio.create_task(stop.wait(), name="stop")
-        await asyncio.wait({agent, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        if not agent.done():
+        if not running.done():
             log.info("stopping")
-            agent.cancel()
+            await agent.leave()
+            running.cancel()
         try:
-            await agent
+            await running
         except asyncio.CancelledError:
             log.info("stopped")

@@ -39,6 +39,15 @@ def serve(  # noqa: PLR0917 - typer makes flags of them
     kubelet_dir: Annotated[
         Path, typer.Option(help="Directory that holds device-plugins/ and pod-resources/.")
     ] = Path("/var/lib/kubelet"),
+    namespace: Annotated[
+        str, typer.Option(envvar="POD_NAMESPACE", help="Namespace that the agent runs in.")
+    ] = "",
+    daemonset: Annotated[
+        str,
+        typer.Option(
+            help="DaemonSet there that runs the agent: when that goes, it leaves its node for good."
+        ),
+    ] = "",
     resource_domain: Annotated[
         str, typer.Option(help="Domain of the extended resources' names.")
     ] = RESOURCE_DOMAIN,
@@ -71,6 +80,8 @@ def serve(  # noqa: PLR0917 - typer makes flags of them
     settings = Settings(
         node_name=node_name,
         boot_id=boot_id,
+        namespace=namespace,
+        daemonset=daemonset,
         sysfs_root=sysfs_root,
         dev=DevDir(dev_root, host_dev),
         kubelet_dir=kubelet_dir,

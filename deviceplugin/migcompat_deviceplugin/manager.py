@@ -7,6 +7,7 @@ whether one is missed: ``kubelet.sock`` is another file, our own socket is gone,
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 import logging
@@ -60,6 +61,7 @@ class Manager:
         self._make = make
         self._served: dict[str, _Served] = {}
         self._numbers = itertools.count(1)
+        self._leaving = False
 
     async def run(self) -> None:
         """Reconcile when something changes and once a second, until cancelled."""
@@ -80,10 +82,18 @@ class Manager:
             await self._stop_server(served)
         self._served.clear()
 
+    async def leave_for_good(self) -> None:
+        """End all servers for good, each with an empty list: nobody serves their devices any more."""
+        self._leaving = True
+        servers = [served.server for served in self._served.values() if served.server is not None]
+        await asyncio.gather(*(server.leave_for_good() for server in servers))
+
     async def reconcile(self) -> None:
         """Bring servers and registrations in line with what is published."""
         wanted = self._wanted()
         for resource in sorted(wanted.keys() | self._served.keys()):
+            if self._leaving:
+                return
             served = self._served.setdefault(resource, _Served(resource))
             await self._reconcile(served, wanted.get(resource, {}))
         self._state.set_unregistered(

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 OPTIONS = pb.DevicePluginOptions(pre_start_required=True, get_preferred_allocation_available=True)
 """Said in Register and in GetDevicePluginOptions alike: the kubelet asks in both places."""
 
+LEAVE_DEADLINE = 2.0
+"""Seconds for the last word to a kubelet."""
+
 
 class GuardRefusedError(Exception):
     """A container must not start with its devices; the text is for the pod's status."""
@@ -67,6 +70,7 @@ class ResourceServer(pb_grpc.DevicePluginServicer):
         self._preferred = preferred
         self._guard = guard
         self._devices: list[pb.Device] = []
+        self._leaving = False
         self._changed = asyncio.Condition()
         self._server: grpc.aio.Server | None = None
 
@@ -81,17 +85,28 @@ class ResourceServer(pb_grpc.DevicePluginServicer):
             raise OSError(f"{self.socket}: cannot be served: {error}") from error
         await self._server.start()
 
-    async def stop(self) -> None:
-        """End; calls under way are cut off, a kubelet that is still there sees its stream end."""
+    async def stop(self, grace: float = 0.0) -> None:
+        """End; calls under way are cut off after *grace* seconds, the kubelet sees its stream end."""
         if self._server is not None:
-            await self._server.stop(0)
+            await self._server.stop(grace)
             self._server = None
         self.socket.unlink(missing_ok=True)
+
+    async def leave_for_good(self) -> None:
+        """Tell the kubelet for the last time that there are no devices, and end once it has heard that.
+
+        Takes no longer than :data:`LEAVE_DEADLINE`.
+        """
+        self._leaving = True
+        async with self._changed:
+            self._devices = []
+            self._changed.notify_all()
+        await self.stop(LEAVE_DEADLINE)
 
     async def update(self, devices: Mapping[str, Device]) -> None:
         """The resource's devices are now *devices*; open streams are told if that is news."""
         listed = [_listed(device) for _, device in sorted(devices.items())]
-        if listed != self._devices:
+        if listed != self._devices and not self._leaving:
             async with self._changed:
                 self._devices = listed
                 self._changed.notify_all()
@@ -111,10 +126,13 @@ class ResourceServer(pb_grpc.DevicePluginServicer):
         try:
             while True:
                 async with self._changed:
-                    while sent == self._devices:
+                    while sent == self._devices and not self._leaving:
                         await self._changed.wait()
-                    sent = self._devices
-                yield pb.ListAndWatchResponse(devices=sent)
+                    news, sent, last = sent != self._devices, self._devices, self._leaving
+                if news:
+                    yield pb.ListAndWatchResponse(devices=sent)
+                if last:
+                    return
         finally:
             self.streams -= 1
 

@@ -20,13 +20,17 @@ Key = tuple[str, str, str]
 
 
 class FakeApi:
-    """Objects by (plural, namespace, name). ``requests``: all so far. ``broken``, ``hanging``: plurals."""
+    """Objects by (plural, namespace, name). ``requests``: all so far. ``broken``, ``hanging``: plurals.
+
+    ``refused``: HTTP status by plural that is answered instead.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[Key, Object] = {}
         self.requests: list[tuple[str, str]] = []
         self.broken: set[str] = set()
         self.hanging: set[str] = set()
+        self.refused: dict[str, int] = {}
         self.version = 0
         self.url = ""
 
@@ -61,6 +65,8 @@ class FakeApi:
             await asyncio.sleep(60)
         if plural in self.broken or "*" in self.broken:
             return _status(503, "ServiceUnavailable", f"{plural} are out of order")
+        if plural in self.refused:
+            return _status(self.refused[plural], "Refused", f"{plural} are not for you")
         if not rest:
             return await self._collection(request, plural, namespace)
         found = self.objects.get((plural, namespace, rest[0]))

@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from migcompat.api.cluster import Pod
+from migcompat.api.cluster import Pod, Workload
+from migcompat.api.meta import ObjectMeta
 from migcompat.api.vfionode import VFIONode
 from migcompat.engine.declaration import Declaration
 from migcompat.kube.client import Client
-from migcompat.kube.kinds import NODES, PODS, VFIONODES, VMIS
+from migcompat.kube.kinds import DAEMONSETS, NODES, PODS, VFIONODES, VMIS
 from migcompat_deviceplugin.app import Agent, Settings
 from migcompat_deviceplugin.devnodes import DevDir
 
@@ -27,6 +28,8 @@ POOL = fleets.POOL
 NODE = "node-1"
 SOURCE = "node-0"
 PARENT = "pci0000:00/0000:00:04.0"
+NAMESPACE = "migcompat-system"
+DAEMONSET = "agents"
 CONTAINER = "compute"
 HOST_DEV = Path("/node/dev")
 """Where the device nodes lie for the container runtime: not where the agent sees them."""
@@ -56,6 +59,7 @@ class World:
         (self.dev / "vfio/devices").mkdir(parents=True)
         for name in (NODE, SOURCE):
             api.put(NODES, fleets.node(name))
+        api.put(DAEMONSETS, Workload(ObjectMeta(name=DAEMONSET, namespace=NAMESPACE)))
 
     # -- devices ------------------------------------------------------------------------------------------
 
@@ -141,6 +145,8 @@ class World:
         return Settings(
             node_name=NODE,
             boot_id=fleets.BOOT,
+            namespace=NAMESPACE,
+            daemonset=DAEMONSET,
             sysfs_root=self.sysfs,
             dev=DevDir(self.dev, HOST_DEV),
             kubelet_dir=self.kubelet.kubelet_dir,
