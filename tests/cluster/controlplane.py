@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_network
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -96,8 +97,9 @@ class ControlPlane:
             (self.directory / name).mkdir()
         address = self.addresses.control_plane
         self.authority = Authority(self.directory / "pki")
+        service = str(next(ip_network(self.addresses.services).hosts()))
         self._serving = self.authority.issue(
-            "serving", hosts=(address, "localhost", "kubernetes", "kubernetes.default.svc")
+            "serving", hosts=(address, service, "localhost", "kubernetes", "kubernetes.default.svc")
         )
         self._admin = self.authority.issue("admin", organization="system:masters")
         signing_key(self.directory / "pki" / "accounts.key")
