@@ -6,6 +6,7 @@ and finalizers, which we want on nobody's objects.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 import kopf
 import msgspec
+from migcompat.kube.config import in_cluster_server
 from migcompat.kube.kinds import Resource
 
 from migcompat_operator.metrics import Metrics
@@ -36,7 +38,7 @@ Relisted = Callable[[Resource[Any]], None]
 def registry(mirror: Mirror, metrics: Metrics, relisted: Relisted) -> kopf.OperatorRegistry:
     """Handlers for every kind the mirror keeps, and the login."""
     found = kopf.OperatorRegistry()
-    kopf.on.login(registry=found)(_login)
+    kopf.on.login(registry=found)(login)
     for resource in mirror.resources:
         _register(found, resource, mirror, metrics, relisted)
     return found
@@ -95,6 +97,17 @@ def take(
     mirror.put(resource, item)
 
 
+def login(**given: Any) -> kopf.ConnectionInfo | None:
+    """As ``$KUBECONFIG`` says, else as the pod's service account. Raises ConfigError.
+
+    kopf would look for ``kubernetes.default.svc``, and so wait for the cluster's DNS.
+    """
+    if os.environ.get("KUBECONFIG"):
+        return kopf.login_with_kubeconfig(**given)
+    found = kopf.login_with_service_account(**given)
+    return None if found is None else dataclasses.replace(found, server=in_cluster_server())
+
+
 def _register(
     found: kopf.OperatorRegistry,
     resource: Resource[Any],
@@ -108,10 +121,3 @@ def _register(
     kopf.on.event(resource.group, resource.version, resource.plural, id=resource.plural, registry=found)(
         handle
     )
-
-
-def _login(**given: Any) -> kopf.ConnectionInfo | None:
-    """As ``$KUBECONFIG`` says, else as the pod's service account (its token is read anew each time)."""
-    if os.environ.get("KUBECONFIG"):
-        return kopf.login_with_kubeconfig(**given)
-    return kopf.login_with_service_account(**given)

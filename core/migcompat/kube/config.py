@@ -48,19 +48,25 @@ def connection(kubeconfig: str | None = None, environ: Mapping[str, str] = os.en
 
 def in_cluster(environ: Mapping[str, str], account: Path = SERVICE_ACCOUNT) -> Connection:
     """The service account that Kubernetes mounts into every pod ("Accessing the API from a Pod")."""
+    server = in_cluster_server(environ)
+    try:
+        tls = ssl.create_default_context(cafile=str(account / "ca.crt"))
+    except (OSError, ssl.SSLError) as problem:
+        raise ConfigError(f"cannot use the cluster's CA {account / 'ca.crt'}: {problem}") from problem
+    found = Connection(server, tls, token_file=account / "token")
+    found.bearer()
+    return found
+
+
+def in_cluster_server(environ: Mapping[str, str] = os.environ) -> str:
+    """The URL that Kubernetes tells every pod; it needs no DNS. Raises ConfigError."""
     host, port = environ.get("KUBERNETES_SERVICE_HOST", ""), environ.get("KUBERNETES_SERVICE_PORT", "443")
     if not host:
         raise ConfigError(
             "no API server: give --kubeconfig or $KUBECONFIG, or run in a pod with a service account"
         )
     host = f"[{host}]" if ":" in host else host
-    try:
-        tls = ssl.create_default_context(cafile=str(account / "ca.crt"))
-    except (OSError, ssl.SSLError) as problem:
-        raise ConfigError(f"cannot use the cluster's CA {account / 'ca.crt'}: {problem}") from problem
-    found = Connection(f"https://{host}:{port}", tls, token_file=account / "token")
-    found.bearer()
-    return found
+    return f"https://{host}:{port}"
 
 
 def from_kubeconfig(path: Path) -> Connection:
