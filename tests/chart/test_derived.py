@@ -67,6 +67,7 @@ def test_every_value_is_explained() -> None:
 def test_plain_manifests_hold_no_key_and_no_traces_of_helm() -> None:
     text = (ROOT / "deploy" / "manifests.yaml").read_text()
     assert "kind: Secret" not in text
+    assert "clean-up" not in text
     assert "helm" not in text.removeprefix(text.splitlines()[0]).lower()
 
 

@@ -1,16 +1,19 @@
-"""The life of a release: installed, upgraded, uninstalled."""
+"""The life of a release: installed, upgraded, uninstalled. Without nodes, so no Job runs here."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.chart.support import CHART, Object, named
 from tests.cluster.binaries.build import Binaries
-from tests.cluster.controlplane import ControlPlane
+from tests.cluster.controlplane import ClusterError, ControlPlane
 
 NAMESPACE = "elsewhere"
 RELEASE = "second"
@@ -31,13 +34,14 @@ def plane(binaries: Binaries) -> Iterator[ControlPlane]:
 @pytest.fixture(autouse=True)
 def _clean(plane: ControlPlane) -> Iterator[None]:
     yield
-    plane.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--ignore-not-found")
+    plane.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--ignore-not-found", "--no-hooks")
+    plane.kubectl("delete", "job", "--all", "--ignore-not-found", "-n", NAMESPACE)
     plane.kubectl("delete", "crd", "--all", "--wait=false")
     eventually_no_crds(plane)
 
 
 def uninstall(plane: ControlPlane) -> None:
-    plane.helm("uninstall", RELEASE, "--namespace", NAMESPACE)
+    plane.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--no-hooks")
 
 
 def eventually_no_crds(plane: ControlPlane) -> None:
@@ -105,13 +109,71 @@ def test_uninstalling_leaves_nothing(plane: ControlPlane) -> None:
     plane.kubectl("create", "-f", "-", stdin=json.dumps(policy))
     uninstall(plane)
     eventually_no_crds(plane)
-    left = plane.kubectl(
-        "get",
-        "all,secrets,serviceaccounts,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,"
-        "validatingadmissionpolicies,validatingadmissionpolicybindings,poddisruptionbudgets",
-        *("-A", "-o", "name", "-l", "app.kubernetes.io/part-of=migcompat"),
+    assert left(plane) == set()
+
+
+def left(plane: ControlPlane) -> set[str]:
+    """What says that it is of migcompat, but the definitions."""
+    kinds = (
+        "all,secrets,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,"
+        "mutatingwebhookconfigurations,validatingadmissionpolicies,validatingadmissionpolicybindings,"
+        "poddisruptionbudgets"
     )
-    assert left == ""
+    return set(
+        plane.kubectl("get", kinds, "-A", "-o", "name", "-l", "app.kubernetes.io/part-of=migcompat").split()
+    )
+
+
+def test_an_uninstall_whose_job_cannot_run_says_so_and_changes_nothing(plane: ControlPlane) -> None:
+    install(plane)
+    before = left(plane)
+    with pytest.raises(ClusterError) as failed:
+        plane.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--timeout", "5s")
+    assert f"{RELEASE}-migcompat-clean-up" in str(failed.value)
+    remains = {name for name in left(plane) - before if not name.startswith("pod/")}
+    assert remains == {f"job.batch/{RELEASE}-migcompat-clean-up"}
+    uninstall(plane)
+    eventually_no_crds(plane)
+    assert not {name for name in left(plane) if "clean-up" not in name}
+
+
+def clean_up(plane: ControlPlane) -> subprocess.CompletedProcess[str]:
+    """The documented command, by hand."""
+    return subprocess.run(
+        [
+            *(Path(sys.executable).with_name("migcompat"), "clean-up"),
+            *("--namespace", NAMESPACE, "--name", f"{RELEASE}-migcompat"),
+            *("--kubeconfig", plane.kubeconfig),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_by_hand_the_same_is_removed(plane: ControlPlane) -> None:
+    install(plane)
+    ours = {"migcompat.io/managed": "true", "offers.migcompat.io/x": "true", "type.migcompat.io/t": "true"}
+    plane.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": "labelled", "labels": {**ours, "zone": "a"}},
+        }
+    )
+    ended = clean_up(plane)
+    assert ended.returncode == 0, ended.stderr
+    assert plane.get("node", "labelled")["metadata"]["labels"] == {"zone": "a"}
+    kept = {
+        name for name in left(plane) if name.startswith(("daemonset", "deployment", "replicaset", "pod/"))
+    }
+    assert all("extender" in name for name in kept), kept
+    assert "labels of migcompat removed from 1 Node(s)" in ended.stdout
+    again = clean_up(plane)
+    assert (again.returncode, again.stderr) == (0, "")
+    install(plane)
+    assert f"daemonset.apps/{RELEASE}-migcompat-device-plugin" in left(plane)
 
 
 def test_definitions_and_objects_can_be_kept(plane: ControlPlane) -> None:

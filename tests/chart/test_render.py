@@ -26,6 +26,9 @@ def arguments(spec: Object) -> list[str]:
     return found
 
 
+HOOK = "helm.sh/hook"
+
+
 def test_lint(binaries: Binaries) -> None:
     result = subprocess.run(
         [binaries.helm, "lint", "--strict", str(CHART)],
@@ -125,6 +128,86 @@ def test_the_agent_gets_the_selinux_type_that_is_asked_for(binaries: Binaries) -
 
     assert options() is None
     assert options("--set", "devicePlugin.seLinuxType=spc_t") == {"type": "spc_t"}
+
+
+def test_the_agent_may_ask_for_its_own_daemonset_and_no_other(binaries: Binaries) -> None:
+    objects = render(binaries)
+    daemonset = named(objects, "DaemonSet")["metadata"]["name"]
+    assert f"--daemonset={daemonset}" in arguments(pod_specs(objects)["device-plugin"])
+    assert named(objects, "Role", daemonset)["rules"] == [
+        {"apiGroups": ["apps"], "resources": ["daemonsets"], "resourceNames": [daemonset], "verbs": ["get"]}
+    ]
+
+
+def cleaning(objects: list[Object]) -> list[Object]:
+    return [o for o in objects if o["metadata"]["labels"]["app.kubernetes.io/component"] == "clean-up"]
+
+
+def test_nothing_of_the_clean_up_is_there_but_during_an_uninstall(binaries: Binaries) -> None:
+    """All of it are hooks; only a Job that failed stays a while, for its log."""
+    objects = cleaning(render(binaries))
+    by_weight: dict[int, set[str]] = {}
+    for item in objects:
+        annotations = item["metadata"]["annotations"]
+        assert annotations[HOOK] == "pre-delete"
+        policy = set(annotations[f"{HOOK}-delete-policy"].split(","))
+        failed = set() if item["kind"] == "Job" else {"hook-failed"}
+        assert policy == {"before-hook-creation", "hook-succeeded"} | failed
+        by_weight.setdefault(int(annotations[f"{HOOK}-weight"]), set()).add(item["kind"])
+    assert by_weight == {
+        -2: {"ServiceAccount", "ClusterRole", "Role"},
+        -1: {"ClusterRoleBinding", "RoleBinding"},
+        0: {"Job"},
+    }
+    job = named(objects, "Job")["spec"]
+    assert job["ttlSecondsAfterFinished"] <= 3600
+    assert job["activeDeadlineSeconds"] < 300, "helm waits no longer, and would not say why"
+    others = [o for o in render(binaries) if o not in objects]
+    assert not [o for o in others if HOOK in o["metadata"].get("annotations", {})]
+
+
+def test_the_clean_up_may_do_what_it_does(binaries: Binaries) -> None:
+    """That this is enough: test_uninstall.py."""
+    objects = cleaning(render(binaries))
+    assert named(objects, "ClusterRole")["rules"] == [
+        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "patch"]},
+        {
+            "apiGroups": ["migcompat.io"],
+            "resources": ["vfionodes", "migrationcompatibilities"],
+            "verbs": ["list", "delete"],
+        },
+    ]
+    assert [
+        (r["resources"], r.get("resourceNames"), r["verbs"]) for r in named(objects, "Role")["rules"]
+    ] == [
+        (["daemonsets"], ["migcompat-device-plugin"], ["get", "delete"]),
+        (["deployments"], ["migcompat-operator"], ["get", "delete"]),
+        (["pods"], None, ["list"]),
+    ]
+
+
+def test_the_clean_up_runs_where_the_operator_may(binaries: Binaries) -> None:
+    where = {
+        "nodeSelector": {"a": "b"},
+        "tolerations": [{"operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+    }
+    flags = (x for key, value in where.items() for x in ("--set-json", f"operator.{key}={json.dumps(value)}"))
+    objects = render(binaries, *flags, "--set", "operator.nodeSelector.kubernetes\\.io/os=null")
+    spec = named(cleaning(objects), "Job")["spec"]["template"]["spec"]
+    assert {key: spec[key] for key in where} == where
+    (container,) = spec["containers"]
+    assert container["securityContext"]["runAsNonRoot"] is True
+    result = subprocess.run(
+        [Path(sys.executable).parent / "migcompat", "clean-up", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={"COLUMNS": "400", "TERM": "dumb", "PATH": "/usr/bin"},
+    )
+    given = {argument.partition("=")[0] for argument in container["args"] if argument.startswith("--")}
+    assert given <= set(re.findall(r"--[a-z][a-z-]+", result.stdout))
 
 
 def test_there_is_never_a_second_agent_on_a_node(binaries: Binaries) -> None:
@@ -264,6 +347,7 @@ def test_certificates_of_somebody_else(binaries: Binaries) -> None:
     ("value", "kinds"),
     [
         ("crds.install=false", {"CustomResourceDefinition"}),
+        ("cleanUp.enabled=false", {"Job"}),
         ("webhook.enabled=false", {"MutatingWebhookConfiguration"}),
         ("admissionPolicy.enabled=false", {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}),
         ("extender.podDisruptionBudget=false", {"PodDisruptionBudget"}),
