@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 from tests.cluster.binaries.build import BuildError
 from tests.cluster.controlplane import ClusterError
@@ -11,6 +15,9 @@ from tests.node import needs, run
 from tests.node.debian import DebianError
 
 TESTS = ("tests/node", "tests/image")
+OUTSIDE = Path("tests/node/test_interrupted.py")
+"""Starts runs and ends them: it has to see the machine as it is, so no run's namespaces are around it."""
+_NONE_CHOSEN = 5  # pytest.ExitCode.NO_TESTS_COLLECTED; importing pytest takes long
 
 
 def main() -> int:
@@ -18,20 +25,55 @@ def main() -> int:
     begun = time.monotonic()
     arguments = sys.argv[1:]
     try:
+        run.require_root()
         needs.parts()
         print(
             f"[real nodes] all parts are there, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True
         )
         if arguments[:1] == ["hold"]:
             return run.contained([sys.executable, "-m", "tests.node.hold", *arguments[1:]])
-        chosen = [] if any(not a.startswith("-") for a in arguments) else list(TESTS)
-        return run.contained([sys.executable, "-m", "pytest", *chosen, *arguments])
+        return _test(arguments)
     except (BuildError, ClusterError, DebianError) as error:
         print(f"real nodes: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("real nodes: interrupted, everything is ended and removed", file=sys.stderr)
         return 130
+
+
+def _test(arguments: Sequence[str]) -> int:
+    """The worse of two pytests' exit statuses: in a run, and of `OUTSIDE`."""
+    inside, outside, options = split(arguments)
+    pytest = [sys.executable, "-m", "pytest"]
+    codes = []
+    if inside:
+        codes.append(run.contained([*pytest, f"--ignore={OUTSIDE}", *inside, *options]))
+    if outside:
+        codes.append(_call([*pytest, *outside, *options]))
+    return max((code for code in codes if code != _NONE_CHOSEN), default=_NONE_CHOSEN)
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """What pytest is to collect in a run, what outside of it, and its other arguments."""
+    paths = [a for a in arguments if Path(a.split("::")[0]).exists()]
+    options = [a for a in arguments if a not in paths]
+    files = {a: Path(a.split("::")[0]).resolve() for a in paths or TESTS}
+    outside = [a for a, file in files.items() if file == OUTSIDE.resolve()]
+    inside = [a for a in files if a not in outside]
+    if not outside and any(OUTSIDE.resolve().is_relative_to(file) for file in files.values()):
+        outside = [str(OUTSIDE)]
+    return inside, outside, options
+
+
+def _call(command: Sequence[str]) -> int:
+    """The exit status of a command that ends with this process."""
+    process = subprocess.Popen([sys.executable, "-IS", str(run.DIE_WITH_PARENT), str(os.getpid()), *command])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+    return code if code >= 0 else 128 - code
 
 
 if __name__ == "__main__":

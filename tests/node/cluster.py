@@ -71,7 +71,9 @@ class NodeCluster(BaseCluster):
         Raises:
             ClusterError: a node's part did not start, or a node did not become Ready.
         """
-        archives = {images.PAUSE: self._parts.launcher, IMAGE: self._parts.product}
+        archives = {images.PAUSE: self._parts.launcher}
+        if self._parts.product:
+            archives[IMAGE] = self._parts.product
         for name, fill in prepare.items():
             node = Node(
                 name,

@@ -1,12 +1,13 @@
 """Removes what the kernel does not: the run's cgroups and files. Outlives the run, however it ended.
 
-Called as ``python -IS janitor.py DIRECTORY CGROUP MOUNTPOINT FD``. FD is the reading end of a pipe whose
-other ends the run's processes hold; it reads as ended when the last of them is gone, killed or not.
-Processes, mounts and network namespaces need no removal: they end with the run's PID namespace. MOUNTPOINT
-is a directory that the run made to mount something on, or empty.
+Called as ``python -IS janitor.py DIRECTORY CGROUP MARK FD MOUNTPOINT...``. FD is the reading end of a pipe
+whose other ends the run's processes hold; it reads as ended when the last of them is gone, killed or not.
+Processes, mounts and network namespaces need no removal: they end with the run's PID namespace. A MOUNTPOINT
+is a directory that nodes mount something on; one with a file MARK in it was made by a run.
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -51,20 +52,40 @@ def _kill(cgroup: Path) -> None:
             continue
 
 
+def remove_files(top: Path, deadline: float) -> bool:
+    """Removes a directory, again while processes that are being killed write to it. Whether it is gone."""
+    while top.exists():
+        shutil.rmtree(top, ignore_errors=True)
+        if time.monotonic() > deadline:
+            return not top.exists()
+        time.sleep(0.05)
+    return True
+
+
+def remove_mount_points(made: list[Path], mark: str) -> None:
+    """Removes the directories with the *mark*: nobody may have mounted something on them."""
+    for directory in made:
+        with contextlib.suppress(OSError):
+            (directory / mark).unlink()
+            directory.rmdir()
+
+
 def main() -> int:
     """Waits for the run's end, then removes; 1 when something stayed."""
-    directory, cgroup, mount_point, descriptor = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+    directory, cgroup, mark, descriptor = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     while os.read(descriptor, 4096):
         pass
     deadline = time.monotonic() + _PATIENCE
     left = [h / cgroup for h in hierarchies() if not remove_cgroup(h / cgroup, deadline)]
-    shutil.rmtree(directory, ignore_errors=True)
-    if mount_point and not any(directory.parent.glob(f"{directory.name.partition('-')[0]}-*")):
-        # Empty, and no other run has mounted something on it: the kernel would take that away from it.
-        with contextlib.suppress(OSError):
-            os.rmdir(mount_point)
+    if not remove_files(directory, deadline):
+        left.append(directory)
+    lock = os.open(directory.parent, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not any(directory.parent.glob(f"{directory.name.partition('-')[0]}-*")):
+        remove_mount_points([Path(argument) for argument in sys.argv[5:]], mark)
+    os.close(lock)
     for path in left:
         print(f"janitor: {path} could not be removed", file=sys.stderr, flush=True)
     return 1 if left else 0

@@ -33,8 +33,8 @@ class Parts:
     launcher: Path
     """docker-archive of the launcher-shaped pods' image and of the pause image."""
 
-    product: Path
-    """docker-archive of the product's image."""
+    product: Path | None
+    """docker-archive of the product's image; None: nodes that do not get it."""
 
 
 def parts() -> Parts:

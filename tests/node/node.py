@@ -23,10 +23,20 @@ from tests.node.commands import ENVIRONMENT, run
 from tests.node.controlplane import NodeControlPlane
 from tests.node.images import PAUSE
 from tests.node.janitor import hierarchies, remove_cgroup
-from tests.node.run import KUBELET_DIRECTORY
+from tests.node.run import CNI_DIRECTORY, KUBELET_DIRECTORY
 
 _READY_DEADLINE = 60.0
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_SETTINGS = Path("/proc/sys")
+BOOT_ID = _SETTINGS / "kernel/random/boot_id"
+_KUBELET_SETS = (
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "kernel/keys/root_maxkeys",
+    "kernel/keys/root_maxbytes",
+)
+"""Kernel settings that a kubelet changes for the whole machine (its ``setupKernelTunables``)."""
 _CONTAINERD = "/run/containerd/containerd.sock"
 _CNI_PROGRAMS = "/usr/lib/cni"
 
@@ -35,8 +45,8 @@ class Node:
     """A node: `start` and `stop` it, or let it end with the run's namespaces.
 
     Its mount namespace shows `root`/kubelet at /var/lib/kubelet, `root`/run at /run, `root`/log at
-    /var/log, `root`/boot_id as the kernel's boot id, and `host` at a path that is the same on all nodes, for
-    the chart's hostPaths.
+    /var/log, `root`/boot_id as the kernel's boot id, files in place of the kernel settings that a kubelet
+    changes, and `host` at a path that is the same on all nodes, for the chart's hostPaths.
     """
 
     def __init__(
@@ -61,7 +71,7 @@ class Node:
         self._plane = plane
         self._programs = programs
         self._processes: dict[str, Process] = {}
-        for part in ("kubelet", "run", "log", "host/sys", "host/dev", "logs", "containerd", "cni"):
+        for part in ("kubelet", "run", "log", "host/sys", "host/dev", "logs", "containerd", "cni/cache"):
             (self.root / part).mkdir(parents=True, exist_ok=True)
         self.shared = shared_host(plane.directory)
         self.shared.mkdir(exist_ok=True)
@@ -206,8 +216,11 @@ class Node:
         """Starts the process that holds the node's namespaces, and connects its network."""
         ready = self.root / "ready"
         ready.unlink(missing_ok=True)
+        settings = "\n".join(f"mount --bind {self._setting(n)} {_SETTINGS / n}" for n in _KUBELET_SETS)
         script = f"""
+            {settings}
             mount --bind {self.root}/kubelet {KUBELET_DIRECTORY}
+            mount --bind {self.root}/cni/cache {CNI_DIRECTORY}
             mount --bind {self.root}/log /var/log
             mount --bind {self.host} {self.shared}
             mount --bind {self.root}/boot_id {BOOT_ID}
@@ -224,6 +237,13 @@ class Node:
         )
         self._await("holder", ready.stat)
         network.connect(self._plane.network, self.number, holder.pid)
+
+    def _setting(self, name: str) -> Path:
+        """A file of the node's own that says what the kernel's does now."""
+        path = self.root / "settings" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text((_SETTINGS / name).read_text())
+        return path
 
     def _nsenter(self) -> list[str]:
         pid = self._processes["holder"].pid

@@ -8,26 +8,32 @@ janitor outlives both and removes cgroups and files.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
 from tests.cluster.controlplane import ClusterError
 
 _HERE = Path(__file__).parent
-_DIE_WITH_PARENT = _HERE.parent / "cluster" / "die_with_parent.py"
+DIE_WITH_PARENT = _HERE.parent / "cluster" / "die_with_parent.py"
 _GRACE = 60.0
 _CLEANING = 60.0
 
 KUBELET_DIRECTORY = Path("/var/lib/kubelet")
-"""Each node mounts its own over it. Not to be chosen: the kubelet's device plugin directory lies below it
-whatever ``--root-dir`` says."""
+"""Not to be chosen: the kubelet's device plugin directory lies below it whatever ``--root-dir`` says."""
+CNI_DIRECTORY = Path("/var/lib/cni")
+"""Where containerd keeps what the CNI plugins answered; not to be chosen either."""
+MOUNT_POINTS = (KUBELET_DIRECTORY, CNI_DIRECTORY)
+"""Each node mounts its own over them."""
+MADE_BY_US = ".of-migcompat-tests"
+"""Empty file in a mount point that a run made: the last run that is there takes it away again."""
 DIRECTORY, CGROUP = "MIGCOMPAT_RUN_DIRECTORY", "MIGCOMPAT_RUN_CGROUP"
 """Environment of the command: where its files belong; its cgroup, relative to the hierarchies' roots."""
 
@@ -44,6 +50,12 @@ def place() -> tuple[Path, str]:
         raise ClusterError("not inside a run: start this with `make test-node`") from error
 
 
+def require_root() -> None:
+    """Raises ClusterError when this process is not root."""
+    if os.geteuid() != 0:
+        raise ClusterError("real nodes need root (namespaces, cgroups, mounts): run this as root")
+
+
 def contained(command: Sequence[str]) -> int:
     """Runs `command` to its end and cleans up; its exit status.
 
@@ -52,25 +64,27 @@ def contained(command: Sequence[str]) -> int:
     Raises:
         ClusterError: not root; unshare is missing; something could not be removed.
     """
-    if os.geteuid() != 0:
-        raise ClusterError("real nodes need root (namespaces, cgroups, mounts): run this as root")
+    require_root()
     if shutil.which("unshare") is None:
         raise ClusterError("unshare is missing (on Debian: apt-get install util-linux)")
     # Short, because sockets with their 107 characters of path lie below it.
     directory = Path("/tmp") / f"mcn-{secrets.token_hex(3)}"
-    directory.mkdir(mode=0o711)
-    made = not KUBELET_DIRECTORY.exists()
-    KUBELET_DIRECTORY.mkdir(parents=True, exist_ok=True)
     cgroup = f"migcompat-{directory.name}"
-    removed = [str(directory), cgroup, str(KUBELET_DIRECTORY) if made else ""]
     reading, writing = os.pipe()
-    janitor = subprocess.Popen(
-        [sys.executable, "-IS", str(_HERE / "janitor.py"), *removed, str(reading)],
-        stdin=subprocess.DEVNULL,
-        pass_fds=[reading],
-        start_new_session=True,
-    )
-    os.close(reading)
+    with _no_run_comes_or_goes(directory.parent):
+        directory.mkdir(mode=0o711)
+        removes = [str(directory), cgroup, MADE_BY_US, str(reading), *map(str, MOUNT_POINTS)]
+        janitor = subprocess.Popen(
+            [sys.executable, "-IS", str(_HERE / "janitor.py"), *removes],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[reading],
+            start_new_session=True,
+        )
+        os.close(reading)
+        for mount_point in MOUNT_POINTS:
+            if not mount_point.exists():
+                mount_point.mkdir(parents=True)
+                (mount_point / MADE_BY_US).touch()
     inside = [
         "unshare", "--fork", "--pid", "--kill-child", "--mount", "--mount-proc", "--net", "--uts", "--ipc",
         sys.executable, "-IS", str(_HERE / "init.py"), *command,
@@ -79,7 +93,7 @@ def contained(command: Sequence[str]) -> int:
     process: subprocess.Popen[bytes] | None = None
     try:
         process = subprocess.Popen(
-            [sys.executable, "-IS", str(_DIE_WITH_PARENT), str(os.getpid()), *inside],
+            [sys.executable, "-IS", str(DIE_WITH_PARENT), str(os.getpid()), *inside],
             env={**os.environ, DIRECTORY: str(directory), CGROUP: cgroup},
             pass_fds=[writing],
         )
@@ -91,7 +105,18 @@ def contained(command: Sequence[str]) -> int:
         os.close(writing)
         signal.signal(signal.SIGTERM, previous)
         if janitor.wait(_CLEANING):
-            raise ClusterError("cgroups of this run could not be removed; see above")
+            raise ClusterError("cgroups or files of this run could not be removed; see above")
+
+
+@contextlib.contextmanager
+def _no_run_comes_or_goes(parent: Path) -> Iterator[None]:
+    """Holds the lock under which runs make and janitors remove what runs share."""
+    descriptor = os.open(parent, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
