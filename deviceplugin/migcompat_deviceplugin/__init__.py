@@ -6,6 +6,7 @@
 :mod:`.inventory`      one scan as pools of devices; what changed between two (pure)
 :mod:`.sysfs`          scans in a thread of their own, with a deadline
 :mod:`.wakeups`        when to scan: on the kernel's events, and now and then
+:mod:`.probes`         asking devices, before they are advertised, whether they can migrate
 :mod:`.state`          what the agent knows at this moment
 :mod:`.status`         that knowledge as the status of a VFIONode and labels of a Node (pure)
 :mod:`.publisher`      writing both to the API server, only when they change

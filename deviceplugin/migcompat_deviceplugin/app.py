@@ -23,6 +23,7 @@ from migcompat_deviceplugin.guard import Guard
 from migcompat_deviceplugin.inquiry import Inquiry
 from migcompat_deviceplugin.manager import Manager
 from migcompat_deviceplugin.preferred import Preferred
+from migcompat_deviceplugin.probes import Probes, asker
 from migcompat_deviceplugin.publisher import Publisher
 from migcompat_deviceplugin.server import ResourceServer
 from migcompat_deviceplugin.state import State
@@ -58,15 +59,19 @@ class Agent:
         self.settings = settings
         self._listen = listen
         self.state = State()
-        self.sysfs = Sysfs(settings.sysfs_root, settings.resource_domain)
         self.poller = AllocationsPoller(
             PodResources(settings.kubelet_dir / "pod-resources/kubelet.sock"), self.state
         )
+        ask = asker(settings.sysfs_root, settings.dev.root)
+        self._probes = Probes(self.poller, ask, self._amend)
+        self.sysfs = Sysfs(settings.sysfs_root, settings.resource_domain, self._probes)
         inquiry = Inquiry(client, settings.node_name, allow_loosening=settings.allow_loosening)
-        self._guard = Guard(self.poller, inquiry, self.sysfs)
+        self._guard = Guard(self.poller, inquiry, self.sysfs, self._probes)
         self._preferred = Preferred(self.state, inquiry)
         self._departure = Departure(client, settings.namespace, settings.daemonset)
-        self.publisher = Publisher(client, settings.node_name, settings.boot_id, self.state)
+        self.publisher = Publisher(
+            client, settings.node_name, settings.boot_id, self.state, recall=self._probes.recall
+        )
         self.manager = Manager(settings.kubelet_dir / "device-plugins", self.state, self._make_server)
 
     async def run(self) -> None:
@@ -81,6 +86,7 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._scan(), name="scan")
+                group.create_task(self._probes.run(), name="probes")
                 group.create_task(self.poller.run(), name="allocations")
                 group.create_task(self.publisher.run(), name="publisher")
                 group.create_task(self.manager.run(), name="manager")
@@ -126,7 +132,9 @@ class Agent:
         event: float | None = None
         while True:
             try:
-                self.state.set_inventory(await self.sysfs.scan())
+                inventory = await self.sysfs.scan()
+                await self._probes.grace()
+                self.state.set_inventory(self._probes.applied(inventory))
             except SysfsError as error:
                 metrics.SCAN_FAILURES.inc()
                 if str(error) != self.state.scan_problem:
@@ -145,6 +153,9 @@ class Agent:
             heard = await wakeups.wait(self.settings.scan_interval)
             event = heard if event is None else event
 
+    def _amend(self) -> None:
+        self.state.amend(self._probes.applied(self.state.inventory))
+
     def _ready(self) -> str | None:
         return self.state.problem()
 
@@ -154,6 +165,7 @@ class Agent:
             socket,
             sysfs=self.sysfs,
             dev=self.settings.dev,
+            probes=self._probes,
             preferred=self._preferred,
             guard=self._guard,
         )

@@ -25,7 +25,7 @@ from migcompat_deviceplugin import metrics
 from migcompat_deviceplugin.inquiry import Inquiry
 from migcompat_deviceplugin.inventory import Device
 from migcompat_deviceplugin.obligations import ObligationError, fulfil
-from migcompat_deviceplugin.server import GuardRefusedError
+from migcompat_deviceplugin.server import Asking, GuardRefusedError
 from migcompat_deviceplugin.status import contents
 from migcompat_deviceplugin.sysfs import Sysfs, SysfsError, in_thread
 
@@ -56,10 +56,11 @@ class Refusal(Exception):
 class Guard:
     """Checks the devices of a pod against the VM that is to arrive in it."""
 
-    def __init__(self, holders: Holders, inquiry: Inquiry, sysfs: Sysfs) -> None:
+    def __init__(self, holders: Holders, inquiry: Inquiry, sysfs: Sysfs, probes: Asking) -> None:
         self._holders = holders
         self._inquiry = inquiry
         self._sysfs = sysfs
+        self._probes = probes
 
     async def check(self, resource: str, ids: Sequence[str]) -> None:
         """Returns when a container may start with the devices *ids*; raises GuardRefusedError."""
@@ -131,6 +132,7 @@ class Guard:
 
     async def _reread(self, resource: str, held: Sequence[tuple[str, str]]) -> dict[str, Device]:
         before = self._sysfs.last
+        await self._probes.let_go([id_ for _, id_ in held])
         try:
             now = await self._sysfs.reread([id_ for _, id_ in held])
         except SysfsError as error:

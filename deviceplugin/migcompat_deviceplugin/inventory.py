@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 from migcompat.api.names import RESOURCE_DOMAIN
-from migcompat.api.vfionode import Health
+from migcompat.api.vfionode import Health, Migration
 from migcompat.engine.declaration import Kind
 from migcompat.sysfs.resources import resource_name
 from migcompat.sysfs.scan import FoundDevice, ScanResult
@@ -15,12 +15,21 @@ ID_LIMIT = 63
 """Characters of a device id that the kubelet takes."""
 
 
+NOT_ASKED_YET = "it has not been asked yet whether it can migrate"
+
+
 class Device(msgspec.Struct, frozen=True):
-    """A device in its pool. ``served``: whether the kubelet may hear of it (it has a usable id and pool)."""
+    """A device in its pool. ``served``: whether the kubelet may hear of it (it has a usable id and pool).
+
+    ``waiting``: it is not advertised before it has been asked whether it can migrate; ``migration``: what it
+    said, None where that is not known.
+    """
 
     found: FoundDevice
     resource: str
     served: bool = True
+    waiting: bool = False
+    migration: Migration | None = None
 
     @property
     def id(self) -> str:
@@ -29,8 +38,13 @@ class Device(msgspec.Struct, frozen=True):
 
     @property
     def health(self) -> Health:
-        """Unhealthy as long as discovery has a problem with it."""
-        return Health.UNHEALTHY if self.found.problem else Health.HEALTHY
+        """Unhealthy as long as there is a problem with it."""
+        return Health.UNHEALTHY if self.problem else Health.HEALTHY
+
+    @property
+    def problem(self) -> str:
+        """Why nobody may have it, empty if somebody may."""
+        return self.found.problem or (NOT_ASKED_YET if self.waiting else "")
 
 
 Inventory = Mapping[str, Device]
@@ -56,10 +70,10 @@ def take(result: ScanResult, before: Inventory, domain: str = RESOURCE_DOMAIN) -
 
 
 def pools(inventory: Inventory) -> dict[str, dict[str, Device]]:
-    """The served devices by resource name, then by id."""
+    """The devices to be served, by resource name, then by id."""
     found: dict[str, dict[str, Device]] = {}
     for device in inventory.values():
-        if device.served:
+        if device.served and not device.waiting:
             found.setdefault(device.resource, {})[device.id] = device
     return found
 

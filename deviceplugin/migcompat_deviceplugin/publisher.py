@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import msgspec
 from migcompat.api.meta import ObjectMeta, OwnerReference
-from migcompat.api.vfionode import PodRef, VFIONode, VFIONodeStatus
+from migcompat.api.vfionode import Device, PodRef, VFIONode, VFIONodeStatus
 from migcompat.kube.backoff import Backoff
 from migcompat.kube.client import Client
 from migcompat.kube.errors import ApiError, Conflict, NotFound
@@ -26,16 +27,27 @@ RESYNC = 300.0
 
 
 class Publisher:
-    """Writes what ``state`` holds. ``state.published`` says what the API server has confirmed."""
+    """Writes what ``state`` holds. ``state.published`` says what the API server has confirmed.
+
+    *recall* is told once, before anything is written, what this boot's earlier agent has published.
+    """
 
     def __init__(
-        self, client: Client, node_name: str, boot_id: str, state: State, resync: float = RESYNC
+        self,
+        client: Client,
+        node_name: str,
+        boot_id: str,
+        state: State,
+        *,
+        resync: float = RESYNC,
+        recall: Callable[[Sequence[Device]], None] | None = None,
     ) -> None:
         self._client = client
         self._node_name = node_name
         self._boot_id = boot_id
         self._state = state
         self._resync = resync
+        self._recall = recall
         self._item: VFIONode | None = None
         self._written: VFIONodeStatus | None = None
         self._labels: dict[str, str] | None = None
@@ -63,7 +75,10 @@ class Publisher:
     async def publish(self) -> None:
         """Bring VFIONode and labels in line with the state. Raises ApiError."""
         item = self._item or await self._fetch()
-        devices = frozenset((d.resource, d.id) for d in self._state.inventory.values())
+        if self._recall is not None:
+            self._recall(item.status.devices if item.status.boot_id == self._boot_id else [])
+            self._recall = None
+        devices = frozenset((d.resource, d.id) for d in self._state.inventory.values() if not d.waiting)
         status = build(
             self._state.inventory,
             self._allocations(item),

@@ -40,6 +40,13 @@ class Guarding(Protocol):
         """Returns when the container may start with the devices *ids*; raises GuardRefusedError."""
 
 
+class Asking(Protocol):
+    """What may have a device open for a moment."""
+
+    async def let_go(self, ids: Sequence[str]) -> None:
+        """Returns when the devices *ids* are open nowhere here, and will not be opened any more."""
+
+
 class Preferring(Protocol):
     """What says which devices to hand out."""
 
@@ -59,6 +66,7 @@ class ResourceServer(pb_grpc.DevicePluginServicer):
         *,
         sysfs: Sysfs,
         dev: DevDir,
+        probes: Asking,
         preferred: Preferring,
         guard: Guarding,
     ) -> None:
@@ -67,6 +75,7 @@ class ResourceServer(pb_grpc.DevicePluginServicer):
         self.streams = 0
         self._sysfs = sysfs
         self._dev = dev
+        self._probes = probes
         self._preferred = preferred
         self._guard = guard
         self._devices: list[pb.Device] = []
@@ -159,6 +168,7 @@ class ResourceServer(pb_grpc.DevicePluginServicer):
         response = pb.AllocateResponse()
         try:
             wanted = [id_ for asked in request.container_requests for id_ in asked.devices_ids]
+            await self._probes.let_go(wanted)
             now = await self._sysfs.reread(wanted)
             for asked in request.container_requests:
                 ids = list(asked.devices_ids)

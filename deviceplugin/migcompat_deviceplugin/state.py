@@ -66,6 +66,13 @@ class State:
             self.to_publish.set()
             self.to_serve.set()
 
+    def amend(self, inventory: Inventory) -> None:
+        """More is known about the devices of the newest scan."""
+        if self.scanned and inventory != self.inventory:
+            self.inventory = inventory
+            self.to_publish.set()
+            self.to_serve.set()
+
     def set_scan_problem(self, problem: str) -> None:
         """A scan failed; the inventory stays."""
         if problem != self.scan_problem:

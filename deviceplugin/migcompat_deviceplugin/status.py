@@ -13,6 +13,8 @@ from migcompat.api.meta import Condition
 from migcompat.api.vfionode import (
     Device,
     Driver,
+    Migration,
+    MigrationState,
     VFIONodeStatus,
     split,
 )
@@ -90,12 +92,18 @@ def contents(inventory: Inventory, allocations: Allocations) -> VFIONodeStatus:
                 numa_node=found.numa_node,
                 iommu_group=found.iommu_group,
                 health=device.health,
-                problem=found.problem[:PROBLEM_LIMIT],
+                problem=device.problem[:PROBLEM_LIMIT],
                 dynamic=dynamic,
                 allocated_to=allocations.get((device.resource, id_)),
+                migration=device.migration,
+                peer_to_peer=_peer_to_peer(device.migration),
             )
         )
     return status
+
+
+def _peer_to_peer(migration: Migration | None) -> bool | None:
+    return None if migration is None else MigrationState.P2P in migration.states
 
 
 def _drivers(devices: Iterable[InventoryDevice]) -> list[Driver]:

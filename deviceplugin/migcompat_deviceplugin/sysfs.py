@@ -10,12 +10,13 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from migcompat.api.names import RESOURCE_DOMAIN
-from migcompat.sysfs.scan import ScanError, ScanProblem, scan
+from migcompat.sysfs.appearance import Appearance, appearance
+from migcompat.sysfs.scan import ScanError, ScanProblem, ScanResult, scan
 
 from migcompat_deviceplugin.inventory import Device, Inventory, take
 
@@ -62,15 +63,23 @@ async def in_thread(work: Callable[[], T], deadline: float) -> T:
         return await future
 
 
+class Observer(Protocol):
+    """Who sees every scan's devices and adds what it knows of them."""
+
+    def consider(self, inventory: Inventory, appearances: Mapping[str, Appearance]) -> Inventory:
+        """*inventory* with more in it; *appearances* has all of its ids."""
+
+
 class Sysfs:
     """The node's sysfs below *root*. ``last`` is the newest inventory, ``seconds`` how long its scan took."""
 
-    def __init__(self, root: Path, domain: str = RESOURCE_DOMAIN) -> None:
+    def __init__(self, root: Path, domain: str = RESOURCE_DOMAIN, observer: Observer | None = None) -> None:
         self.root = root
         self.last: Inventory = {}
         self.problems: tuple[ScanProblem, ...] = ()
         self.seconds = 0.0
         self._domain = domain
+        self._observer = observer
         self._busy: asyncio.Lock = asyncio.Lock()
         self._stuck = 0
 
@@ -86,7 +95,7 @@ class Sysfs:
                 if self._stuck:
                     raise SysfsError(f"{self.root}: an earlier scan still hangs in some driver's attribute")
                 began = time.monotonic()
-                result = await in_thread(self._counted(lambda: scan(self.root)), deadline)
+                result, appearances = await in_thread(self._counted(self._look), deadline)
         except TimeoutError:
             raise SysfsError(f"{self.root}: not read within {deadline:g} s") from None
         except SysfsError:
@@ -98,7 +107,11 @@ class Sysfs:
             raise SysfsError(f"{self.root}: {type(error).__name__}: {error}") from error
         self.seconds = time.monotonic() - began
         self.problems = result.problems
-        self.last = take(result, self.last, self._domain)
+        inventory = take(result, self.last, self._domain)
+        if self._observer is not None:
+            self.last = self._observer.consider(inventory, appearances)
+        else:
+            self.last = inventory
         return self.last
 
     async def reread(self, ids: list[str]) -> dict[str, Device]:
@@ -108,6 +121,10 @@ class Sysfs:
         """
         now = await self.scan(REREAD_DEADLINE)
         return {id_: now[id_] for id_ in ids if id_ in now}
+
+    def _look(self) -> tuple[ScanResult, dict[str, Appearance]]:
+        result = scan(self.root)
+        return result, {device.id: appearance(self.root, device.path) for device in result.devices}
 
     def _counted(self, work: Callable[[], T]) -> Callable[[], T]:
         def counted() -> T:

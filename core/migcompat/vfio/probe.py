@@ -27,12 +27,13 @@ _GROUP = re.compile(r"\d{1,9}")
 
 
 class Why(enum.StrEnum):
-    """Why it is not known whether a device can migrate."""
+    """Why it is not known whether a device can migrate (``TimedOut``: callers have the deadlines)."""
 
     IN_USE = "InUse"
     NOT_ALLOWED = "NotAllowed"
     NO_NODE = "NoNode"
     FAILED = "Failed"
+    TIMED_OUT = "TimedOut"
 
 
 class NotKnown(NamedTuple):

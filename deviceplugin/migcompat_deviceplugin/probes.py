@@ -1,0 +1,321 @@
+"""Asking each device, once and before it is advertised, whether it can migrate.
+
+Whoever opens a device keeps all others from it, so a device is asked only while nobody can get it: it has not
+been advertised since it appeared, PodResources has just said that no pod holds it or another of its IOMMU
+group, and no Allocate has come for it. What cannot be asked is advertised all the same: then it is not known.
+The answer holds for one appearance of the device with one driver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+from migcompat.api.vfionode import Device as PublishedDevice
+from migcompat.api.vfionode import Migration
+from migcompat.kubelet.connection import KubeletError
+from migcompat.kubelet.podresources import Allocations
+from migcompat.sysfs.appearance import Appearance, appearance
+from migcompat.sysfs.scan import FoundDevice
+from migcompat.sysfs.tree import Tree
+from migcompat.vfio.calls import Calls
+from migcompat.vfio.probe import Handle, NotKnown, Why, probe
+
+from migcompat_deviceplugin import metrics
+from migcompat_deviceplugin.inventory import Device, Inventory
+from migcompat_deviceplugin.state import Signal
+from migcompat_deviceplugin.sysfs import in_thread
+
+log = logging.getLogger(__name__)
+
+PROBE_DEADLINE = 5.0
+"""Seconds for one device. Opening a PCI function resets it, which takes 0.1 s and, with some, seconds."""
+PARALLEL = 16
+"""Groups of devices asked at the same time; each takes a thread."""
+HOLDERS_PATIENCE = 5.0
+"""Seconds for PodResources to answer; then devices are advertised unasked."""
+HOLDERS_PAUSE = 0.5
+GRACE = 0.5
+"""Seconds that devices which have just appeared get before they are published as not asked yet: nearly all
+answer in less, and then a restarted agent publishes nothing that it has to take back."""
+
+Answer = Migration | NotKnown
+Ask = Callable[[FoundDevice], tuple[Appearance, Answer]]
+
+
+class Holders(Protocol):
+    """Who tells which pod holds which device."""
+
+    async def refresh(self) -> Allocations:
+        """The allocations now. Raises KubeletError."""
+
+
+def asker(sysfs_root: Path, dev_root: Path, calls: Calls | None = None) -> Ask:
+    """What asks devices of that sysfs, through nodes of that ``/dev``."""
+
+    def ask(found: FoundDevice) -> tuple[Appearance, Answer]:
+        """The answer, and whose it is: names of groups and nodes are read anew, they may have gone on."""
+        tree = Tree(str(sysfs_root))
+        asked = appearance(sysfs_root, found.path)
+        if tree.link(f"{found.path}/virtfn0", []):
+            return asked, NotKnown(Why.FAILED, "it has VFs, which opening it would reset")
+        group = tree.link(f"{found.path}/iommu_group", [])
+        answer = probe(Handle(found.id, group, tree.vfio_dev(found.path, [])), dev_root, calls)
+        if appearance(sysfs_root, found.path) != asked:
+            answer = NotKnown(Why.NO_NODE, "it went away while it was asked")
+        return asked, answer
+
+    return ask
+
+
+@dataclass
+class _Record:
+    """One device as it appeared. ``settled``: it is asked no more; ``in_use``: because it was not free."""
+
+    appearance: Appearance
+    driver: str
+    settled: bool = False
+    in_use: bool = False
+    migration: Migration | None = None
+
+
+class Probes:
+    """Who has been asked, and what they said. *changed* is called when more is known."""
+
+    def __init__(self, holders: Holders, ask: Ask, changed: Callable[[], None]) -> None:
+        self._holders = holders
+        self._ask = ask
+        self._changed = changed
+        self._inventory: Inventory = {}
+        self._records: dict[str, _Record] = {}
+        self._earlier: dict[str, PublishedDevice] = {}
+        self._recent: set[str] = set()
+        self._under_way: set[str] = set()
+        self._open: dict[str, asyncio.Event] = {}
+        self._to_ask = Signal()
+        self._settled = Signal()
+        self._slots = asyncio.Semaphore(PARALLEL)
+        self._told = False
+
+    def consider(self, inventory: Inventory, appearances: Mapping[str, Appearance]) -> Inventory:
+        """*inventory*, as just read, with what is known; devices that have to be asked first wait."""
+        for id_ in self._records.keys() - inventory.keys():
+            self._forget(id_)
+        for id_, device in inventory.items():
+            self._meet(id_, device.found.driver, appearances[id_])
+        self._inventory = inventory
+        if any(self._waits(device) for device in inventory.values()):
+            self._to_ask.set()
+        return self.applied(inventory)
+
+    def applied(self, inventory: Inventory) -> Inventory:
+        """*inventory* with what is known by now."""
+        return {id_: self._known(device) for id_, device in inventory.items()}
+
+    async def run(self) -> None:
+        """Ask devices that wait, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._to_ask.wait()
+                waiting = self._waiting()
+                if waiting:
+                    self._under_way.update(*waiting)
+                    held = await self._held()
+                    for ids in waiting:
+                        group.create_task(self._settle_unit(ids, held))
+
+    async def grace(self) -> None:
+        """Return when the devices that have just appeared are settled, after ``GRACE`` in any case."""
+        recent, self._recent = self._recent, set()
+        try:
+            async with asyncio.timeout(GRACE):
+                while any(id_ in recent and self._waits(d) for id_, d in self._inventory.items()):
+                    await self._settled.wait()
+        except TimeoutError:
+            pass
+
+    async def let_go(self, ids: Sequence[str]) -> None:
+        """Somebody gets the devices *ids*: return when none of them is open, and ask none from now on.
+
+        A question that hangs in the driver is waited for no longer than its deadline.
+        """
+        events = []
+        for id_ in ids:
+            record, device = self._records.get(id_), self._inventory.get(id_)
+            if record is None or device is None:
+                continue
+            if not record.settled:
+                self._settle(id_, record, NotKnown(Why.IN_USE, "it was allocated"))
+            if (event := self._open.get(_unit(device))) is not None:
+                events.append(event)
+        try:
+            async with asyncio.timeout(PROBE_DEADLINE):
+                for event in events:
+                    await event.wait()
+        except TimeoutError:
+            log.warning("%s: handed out although a question to it hangs", ", ".join(ids))
+
+    def recall(self, devices: Sequence[PublishedDevice]) -> None:
+        """Take over what this boot's earlier agent published of *devices*, where they are in use now."""
+        self._earlier = {device.id: device for device in devices if device.id in self._records}
+        for id_, record in self._records.items():
+            self._take_over(id_, record)
+        self._changed()
+
+    # -- what is known ------------------------------------------------------------------------------------
+
+    def _meet(self, id_: str, driver: str, seen: Appearance) -> None:
+        """A scan has seen a device."""
+        record = self._records.get(id_)
+        if record is not None and record.appearance == seen and record.driver == driver:
+            return
+        if record is None:
+            self._records[id_] = _Record(seen, driver)
+        elif driver not in ("", record.driver) and record.settled:
+            self._records[id_] = _Record(seen, driver, settled=True)
+        else:
+            self._records[id_] = _Record(seen, driver or record.driver)
+        if record is not None:
+            self._earlier.pop(id_, None)
+        self._recent.add(id_)
+
+    def _forget(self, id_: str) -> None:
+        del self._records[id_]
+        self._earlier.pop(id_, None)
+
+    def _waits(self, device: Device) -> bool:
+        """Whether the device is fit to be advertised but for the question."""
+        record = self._records.get(device.id)
+        return record is not None and not record.settled and device.served and not device.found.problem
+
+    def _known(self, device: Device) -> Device:
+        record = self._records.get(device.id)
+        migration = None if record is None else record.migration
+        return msgspec.structs.replace(device, migration=migration, waiting=self._waits(device))
+
+    def _settle(self, id_: str, record: _Record, answer: Answer) -> None:
+        record.settled = True
+        if isinstance(answer, Migration):
+            record.migration = answer
+            metrics.PROBES.labels("Supported" if answer.supported else "Unsupported").inc()
+            states = f" ({', '.join(answer.states)})" if answer.states else ""
+            log.info("%s: %s migrate%s", id_, "can" if answer.supported else "cannot", states)
+        else:
+            metrics.PROBES.labels(answer.why.value).inc()
+            record.in_use = answer.why is Why.IN_USE
+            self._take_over(id_, record)
+            self._tell(id_, answer)
+        self._settled.set()
+        self._changed()
+
+    def _tell(self, id_: str, answer: NotKnown) -> None:
+        if answer.why is not Why.NOT_ALLOWED:
+            unforeseen = answer.why in (Why.FAILED, Why.TIMED_OUT)
+            level = logging.WARNING if unforeseen else logging.INFO
+            log.log(level, "%s: not known whether it can migrate: %s", id_, answer.message)
+        elif not self._told:
+            self._told = True
+            log.info(
+                "not allowed to open devices (%s), so it is not known whether they can migrate; they are"
+                " served all the same (chart value devicePlugin.privileged)",
+                answer.message,
+            )
+
+    def _take_over(self, id_: str, record: _Record) -> None:
+        earlier = self._earlier.get(id_)
+        if record.in_use and record.migration is None and earlier and earlier.driver == record.driver:
+            record.migration = earlier.migration
+
+    # -- asking -------------------------------------------------------------------------------------------
+
+    def _waiting(self) -> list[list[str]]:
+        """Devices to be asked, those of one IOMMU group together: only one process can open a group."""
+        units: dict[str, list[str]] = {}
+        for id_, device in self._inventory.items():
+            if self._waits(device) and id_ not in self._under_way:
+                units.setdefault(_unit(device), []).append(id_)
+        return list(units.values())
+
+    async def _held(self) -> set[str] | None:
+        """The devices that pods hold at this moment; None when PodResources does not say so in time."""
+        try:
+            async with asyncio.timeout(HOLDERS_PATIENCE):
+                while True:
+                    try:
+                        return {id_ for _, id_ in await self._holders.refresh()}
+                    except KubeletError:
+                        await asyncio.sleep(HOLDERS_PAUSE)
+        except TimeoutError:
+            return None
+
+    async def _settle_unit(self, ids: list[str], held: set[str] | None) -> None:
+        """Ask the devices *ids* of one group one after the other, or find that they must not be asked."""
+        records = {id_: record for id_ in ids if (record := self._records.get(id_)) is not None}
+        answers = {}
+        async with self._slots:
+            for id_, record in records.items():
+                answer = self._obstacle(id_, held) or await self._put(id_, record)
+                if answer is not None:
+                    answers[id_] = answer
+        self._under_way.difference_update(ids)
+        for id_, record in records.items():
+            if self._records.get(id_) is not record:
+                self._to_ask.set()
+            elif id_ in answers and not (record.settled and isinstance(answers[id_], NotKnown)):
+                self._settle(id_, record, answers[id_])
+
+    def _obstacle(self, id_: str, held: set[str] | None) -> NotKnown | None:
+        """Why the device must not be opened now, or None."""
+        device = self._inventory.get(id_)
+        if device is None:
+            return NotKnown(Why.NO_NODE, "it is gone")
+        unit = _unit(device)
+        if held is None:
+            return NotKnown(Why.IN_USE, "PodResources does not say whether it is in use")
+        if unit in self._open:
+            return NotKnown(Why.TIMED_OUT, "an earlier question to it, or to its group, still hangs")
+        for other in self._inventory.values():
+            if _unit(other) == unit:
+                record = self._records[other.id]
+                if other.id in held:
+                    return NotKnown(Why.IN_USE, f"a pod holds {other.id}")
+                if record.settled and not other.found.problem:
+                    return NotKnown(Why.IN_USE, f"{other.id} of its IOMMU group is advertised")
+        return None
+
+    async def _put(self, id_: str, record: _Record) -> Answer | None:
+        """Ask one device; None when another appearance of it answered, so that it is to be asked again."""
+        device = self._inventory[id_]
+        unit, closed = _unit(device), asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def end() -> None:
+            del self._open[unit]
+            closed.set()
+
+        def work() -> tuple[Appearance, Answer]:
+            try:
+                return self._ask(device.found)
+            finally:
+                if not loop.is_closed():
+                    loop.call_soon_threadsafe(end)
+
+        self._open[unit] = closed
+        try:
+            asked, answer = await in_thread(work, PROBE_DEADLINE)
+        except TimeoutError:
+            return NotKnown(Why.TIMED_OUT, f"no answer within {PROBE_DEADLINE:g} s")
+        except Exception as error:  # whatever a device does, the agent goes on
+            log.exception("%s: asking it failed", id_)
+            return NotKnown(Why.FAILED, f"{type(error).__name__}: {error}")
+        return answer if asked == record.appearance else None
+
+
+def _unit(device: Device) -> str:
+    """Devices with the same unit can only be opened together."""
+    return f"group {device.found.iommu_group}" if device.found.iommu_group else device.id
