@@ -130,6 +130,18 @@ def test_the_agent_gets_the_selinux_type_that_is_asked_for(binaries: Binaries) -
     assert options("--set", "devicePlugin.seLinuxType=spc_t") == {"type": "spc_t"}
 
 
+def test_an_agent_that_may_open_devices_is_privileged_and_nothing_that_kubernetes_refuses_beside_it(
+    binaries: Binaries,
+) -> None:
+    (container,) = pod_specs(render(binaries, "--set", "devicePlugin.privileged=true"))["device-plugin"][
+        "containers"
+    ]
+    context = container["securityContext"]
+    assert context["privileged"] is True
+    assert context["readOnlyRootFilesystem"] is True
+    assert "allowPrivilegeEscalation" not in context, "kube-apiserver refuses false beside privileged"
+
+
 def test_the_agent_may_ask_for_its_own_daemonset_and_no_other(binaries: Binaries) -> None:
     objects = render(binaries)
     daemonset = named(objects, "DaemonSet")["metadata"]["name"]
@@ -370,6 +382,7 @@ def test_what_can_be_left_out(binaries: Binaries, value: str, kinds: set[str]) -
 BAD_VALUES = {
     "devicePlugin.scanInterval=3601": "/devicePlugin/scanInterval",
     "devicePlugin.maxUnavailable=0": "/devicePlugin/maxUnavailable",
+    "devicePlugin.privileged=yes": "/devicePlugin/privileged",
     "devicePlugin.maxUnavailabel=1": "additional properties 'maxUnavailabel' not allowed",
     "extender.replicas=two": "/extender/replicas",
     "extender.url=http://insecure": "/extender/url",
