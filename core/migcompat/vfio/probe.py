@@ -87,11 +87,10 @@ def _by_cdev(session: _Session, device: Handle) -> int | None:
     """The device opened through its own node; None when it has none."""
     if not _CDEV.fullmatch(device.vfio_dev):
         return None
-    descriptor = session.open(f"vfio/devices/{device.vfio_dev}")
     iommufd = session.open("iommu")
-    session.ioctl(
-        "VFIO_DEVICE_BIND_IOMMUFD", descriptor, uapi.DEVICE_BIND_IOMMUFD, uapi.bind_iommufd(iommufd)
-    )
+    descriptor = session.open(f"vfio/devices/{device.vfio_dev}")
+    bind = uapi.bind_iommufd(iommufd)
+    session.ioctl("VFIO_DEVICE_BIND_IOMMUFD", descriptor, uapi.DEVICE_BIND_IOMMUFD, bind)
     return descriptor
 
 
