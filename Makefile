@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench lock generate manifests clean
+.PHONY: help venv demo image test test-node test-kernel lint format bench lock generate manifests cache-key clean
 
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -24,8 +24,14 @@ venv: $(VENV)/.ready
 demo: venv  ## the main job once, on a real control plane, step by step
 	@$(BIN)/python -m tests.scenario.demo
 
+image: venv  ## the image from the Dockerfile, without a container engine (root on Debian)
+	@$(BIN)/python -m tests.image.build
+
 test: venv  ## all tests, against the real parts (built once into the cache)
 	$(BIN)/python -m pytest
+
+test-node: venv  ## real kubelets, containerd and the image (root on Debian; installs what it needs)
+	@$(BIN)/python -m tests.node
 
 lint: venv  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
@@ -45,12 +51,17 @@ lock: venv  ## resolve the dependencies anew
 		pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		pyproject.toml --group dev -o requirements-dev.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--constraints requirements-dev.lock --group build -o requirements-build.lock
 
 generate: venv  ## the gRPC code from the .proto files
 	$(BIN)/python -m tests.tools.generate_protos
 
 manifests: venv  ## deploy/manifests.yaml from the chart
 	$(BIN)/python -m tests.tools.render_manifests
+
+cache-key: venv  ## what a CI system names its copy of the cache after
+	@$(BIN)/python -m tests.tools.cache_key
 
 clean:  ## what was built here (the cache of built binaries stays)
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

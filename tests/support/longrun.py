@@ -20,6 +20,10 @@ _LOCK_DEADLINE = 3600.0
 _TAIL = 3000
 
 
+NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+"""Before a command: its mounts and its processes end with it (unshare(1); needs root)."""
+
+
 class LongRunError(RuntimeError):
     """What was to be had could not be had; the text says what, and why."""
 
