@@ -18,6 +18,8 @@ def make_bridge(network: BridgeNetwork) -> None:
     run("ip", "link", "add", network.bridge, "type", "bridge")
     run("ip", "addr", "add", f"{network.control_plane}/24", "dev", network.bridge)
     run("ip", "link", "set", network.bridge, "up")
+    # There is no default route here. kube-proxy rewrites only what had somewhere to go in the first place.
+    run("ip", "route", "add", network.services, "dev", network.bridge)
     run("sh", "-ec", _FORWARD)
 
 
