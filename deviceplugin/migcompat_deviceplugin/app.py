@@ -14,6 +14,7 @@ from migcompat.httpserver import serve_health
 from migcompat.kube.client import Client
 from migcompat.kubelet.podresources import PodResources
 from migcompat.sysfs.uevents import Listener, listen
+from migcompat.vfio.calls import Calls
 
 from migcompat_deviceplugin import metrics
 from migcompat_deviceplugin.allocations import AllocationsPoller
@@ -53,16 +54,23 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Agent:
-    """One node's agent. *listen* opens what tells of the kernel's device events."""
+    """One node's agent. *listen* opens what tells of the kernel's device events, *calls* open devices."""
 
-    def __init__(self, settings: Settings, client: Client, listen: Callable[[], Listener] = listen) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        client: Client,
+        *,
+        listen: Callable[[], Listener] = listen,
+        calls: Calls | None = None,
+    ) -> None:
         self.settings = settings
         self._listen = listen
         self.state = State()
         self.poller = AllocationsPoller(
             PodResources(settings.kubelet_dir / "pod-resources/kubelet.sock"), self.state
         )
-        ask = asker(settings.sysfs_root, settings.dev.root)
+        ask = asker(settings.sysfs_root, settings.dev.root, calls)
         self._probes = Probes(self.poller, ask, self._amend)
         self.sysfs = Sysfs(settings.sysfs_root, settings.resource_domain, self._probes)
         inquiry = Inquiry(client, settings.node_name, allow_loosening=settings.allow_loosening)

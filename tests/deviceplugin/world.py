@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from migcompat.api.vfionode import VFIONode
 from migcompat.engine.declaration import Declaration
 from migcompat.kube.client import Client
 from migcompat.kube.kinds import DAEMONSETS, NODES, PODS, VFIONODES, VMIS
+from migcompat.sysfs.uevents import Listener
 from migcompat_deviceplugin.app import Agent, Settings
 from migcompat_deviceplugin.devnodes import DevDir
 
@@ -23,6 +25,8 @@ from tests.support import fleets
 from tests.support.fabricate import add_mdev, make_sysfs
 from tests.support.kubelet import DeviceManager
 from tests.support.sysfs import set_migration
+from tests.support.uevents import FakeUevents
+from tests.support.vfio import STOP_COPY, FakeVfio, Plugged
 
 POOL = fleets.POOL
 NODE = "node-1"
@@ -47,7 +51,7 @@ async def eventually(condition: Callable[[], object], within: float = 20.0) -> N
 
 
 class World:
-    """``agent`` is there while :meth:`running` is entered."""
+    """``uevents``: what the kernel tells the agent that runs. ``vfio``: what its devices answer."""
 
     def __init__(self, directory: Path, client: Client, api: FakeApi, kubelet: DeviceManager) -> None:
         self.directory = directory
@@ -57,6 +61,8 @@ class World:
         self.sysfs = make_sysfs(directory)
         self.dev = directory / "dev"
         (self.dev / "vfio/devices").mkdir(parents=True)
+        self.uevents = FakeUevents()
+        self.vfio = FakeVfio(self.dev)
         for name in (NODE, SOURCE):
             api.put(NODES, fleets.node(name))
         api.put(DAEMONSETS, Workload(ObjectMeta(name=DAEMONSET, namespace=NAMESPACE)))
@@ -91,11 +97,18 @@ class World:
         set_migration(device, own, [own] if entries is None else entries)
         return device
 
+    def plug(self, number: int, migration: int = STOP_COPY, hang: threading.Event | None = None) -> Plugged:
+        """The kernel's side of the device: without it there is no node to open."""
+        return self.vfio.plug(
+            uuid(number), migration, group=str(100 + number), vfio_dev=f"vfio{number}", hang=hang
+        )
+
     def device(self, number: int) -> Path:
         return self.sysfs / "devices" / PARENT / uuid(number)
 
     def remove(self, number: int) -> None:
         (self.sysfs / "bus/mdev/devices" / uuid(number)).unlink()
+        (self.sysfs / f"kernel/iommu_groups/{100 + number}/devices" / uuid(number)).unlink()
         shutil.rmtree(self.device(number))
 
     # -- the cluster --------------------------------------------------------------------------------------
@@ -141,7 +154,7 @@ class World:
 
     # -- the agent ----------------------------------------------------------------------------------------
 
-    def settings(self, *, allow_loosening: bool = False) -> Settings:
+    def settings(self, *, allow_loosening: bool = False, scan_interval: float = 0.1) -> Settings:
         return Settings(
             node_name=NODE,
             boot_id=fleets.BOOT,
@@ -150,15 +163,18 @@ class World:
             sysfs_root=self.sysfs,
             dev=DevDir(self.dev, HOST_DEV),
             kubelet_dir=self.kubelet.kubelet_dir,
-            scan_interval=0.1,
+            scan_interval=scan_interval,
             health_bind="127.0.0.1:0",
             allow_loosening=allow_loosening,
         )
 
     @asynccontextmanager
-    async def running(self, *, allow_loosening: bool = False) -> AsyncIterator[Agent]:
+    async def running(
+        self, *, allow_loosening: bool = False, scan_interval: float = 0.1
+    ) -> AsyncIterator[Agent]:
         """The agent in this process."""
-        agent = Agent(self.settings(allow_loosening=allow_loosening), self.client)
+        settings = self.settings(allow_loosening=allow_loosening, scan_interval=scan_interval)
+        agent = Agent(settings, self.client, listen=self._listen, calls=self.vfio)
         task = asyncio.create_task(agent.run())
         try:
             yield agent
@@ -167,6 +183,10 @@ class World:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
             await eventually(lambda: not self.kubelet.plugins)
+
+    def _listen(self) -> Listener:
+        self.uevents = FakeUevents()
+        return self.uevents.listener()
 
     async def registered(self, resource: str = POOL, count: int | None = None) -> None:
         """Wait until the kubelet has the resource's devices, and a healthy one among them."""

@@ -1,0 +1,220 @@
+"""The kernel's events bring a scan, soon and once; nothing is lost, and without them time does."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from migcompat.sysfs import scan as discovery
+from migcompat.sysfs.scan import ScanResult
+from migcompat.sysfs.uevents import Listener
+from migcompat_deviceplugin import metrics, wakeups
+from migcompat_deviceplugin import sysfs as module
+from migcompat_deviceplugin.wakeups import Wakeups
+
+from tests.deviceplugin.world import POOL, World, eventually
+from tests.support.uevents import FakeUevents, message
+
+NEVER = 3600.0
+
+
+@pytest.fixture
+async def kernel() -> FakeUevents:
+    return FakeUevents()
+
+
+@pytest.fixture
+async def listening(kernel: FakeUevents) -> AsyncIterator[Wakeups]:
+    made = Wakeups(kernel.listener())
+    made.start()
+    yield made
+    made.stop()
+    assert kernel.closed
+
+
+async def woken(listening: Wakeups) -> float:
+    """The time of the event that ends a wait which otherwise would be endless."""
+    async with asyncio.timeout(20):
+        event = await listening.wait(NEVER)
+    assert event is not None
+    return event
+
+
+def figure(name: str) -> float:
+    return metrics.REGISTRY.get_sample_value(name) or 0.0
+
+
+async def test_an_event_ends_the_wait_and_says_when_it_came(kernel: FakeUevents, listening: Wakeups) -> None:
+    loop = asyncio.get_running_loop()
+    before = loop.time()
+    kernel.send()
+    event = await woken(listening)
+    assert before <= event <= loop.time()
+
+
+async def test_time_ends_it_too(listening: Wakeups) -> None:
+    assert await listening.wait(0.01) is None
+
+
+async def test_without_a_listener_time_alone_does() -> None:
+    silent = Wakeups(None)
+    silent.start()
+    assert await silent.wait(0.01) is None
+    silent.stop()
+
+
+async def test_a_burst_of_events_is_one_wake_up(kernel: FakeUevents, listening: Wakeups) -> None:
+    heard = figure("migcompat_agent_uevents_total")
+    for _ in range(100):
+        kernel.send()
+    await woken(listening)
+    assert await listening.wait(0.05) is None
+    assert figure("migcompat_agent_uevents_total") == heard + 100
+
+
+async def test_events_that_follow_closely_put_the_wake_up_off(
+    kernel: FakeUevents, listening: Wakeups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wakeups, "QUIET", 0.5)
+    monkeypatch.setattr(wakeups, "AT_MOST", NEVER)
+    wait = asyncio.create_task(woken(listening))
+    sent = []
+    for _ in range(5):
+        kernel.send()
+        sent.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(0)
+    await wait
+    assert asyncio.get_running_loop().time() >= sent[-1] + 0.5
+
+
+async def test_events_that_never_end_do_not_put_it_off_for_ever(
+    kernel: FakeUevents, listening: Wakeups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wakeups, "QUIET", NEVER)
+    monkeypatch.setattr(wakeups, "AT_MOST", 0.2)
+    wait = asyncio.create_task(woken(listening))
+    while not wait.done():
+        kernel.send()
+        await asyncio.sleep(0.01)
+    event = await wait
+    assert asyncio.get_running_loop().time() >= event + 0.2
+
+
+async def test_what_comes_between_two_waits_ends_the_second(kernel: FakeUevents, listening: Wakeups) -> None:
+    kernel.send()
+    first = await woken(listening)
+    kernel.send()
+    assert await woken(listening) > first
+
+
+async def test_events_that_the_kernel_dropped_are_a_wake_up(kernel: FakeUevents, listening: Wakeups) -> None:
+    overruns = figure("migcompat_agent_uevent_overruns_total")
+    kernel.fail(errno.ENOBUFS)
+    await woken(listening)
+    assert figure("migcompat_agent_uevent_overruns_total") == overruns + 1
+
+
+async def test_others_and_others_matters_are_none(kernel: FakeUevents, listening: Wakeups) -> None:
+    kernel.send(sender=4711)
+    kernel.send(message(subsystem="net"))
+    kernel.send(b"garbled")
+    assert await listening.wait(0.05) is None
+
+
+async def test_a_broken_socket_leaves_time(
+    kernel: FakeUevents, listening: Wakeups, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernel.fail(errno.EBADF)
+    assert await listening.wait(0.05) is None
+    assert kernel.closed
+    assert "heard no more" in caplog.text
+
+
+async def test_an_event_shows_a_device_at_once(node: World) -> None:
+    lags = figure("migcompat_agent_uevent_lag_seconds_count")
+    async with node.running(scan_interval=NEVER) as agent:
+        await eventually(lambda: agent.state.scanned)
+        node.add(1)
+        node.uevents.send()
+        await node.registered(count=1)
+        node.remove(1)
+        node.uevents.send(message("remove"))
+        await eventually(lambda: POOL not in node.kubelet.plugins)
+    assert figure("migcompat_agent_uevent_lag_seconds_count") == lags + 2
+
+
+async def test_an_event_during_a_scan_brings_another(node: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device comes after the scan has read the bus, and before it has ended."""
+    inside, go_on = threading.Event(), threading.Event()
+    real = discovery.scan
+
+    def slow(root: Path) -> ScanResult:
+        result = real(root)
+        inside.set()
+        go_on.wait()
+        return result
+
+    monkeypatch.setattr(module, "scan", slow)
+    async with node.running(scan_interval=NEVER):
+        await eventually(inside.is_set)
+        node.add(1)
+        node.uevents.send()
+        go_on.set()
+        await node.registered(count=1)
+
+
+async def test_listening_begins_before_the_first_scan(node: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+    real = discovery.scan
+
+    def scan(root: Path) -> ScanResult:
+        order.append("scan")
+        return real(root)
+
+    def listen() -> Listener:
+        order.append("listen")
+        return FakeUevents().listener()
+
+    monkeypatch.setattr(module, "scan", scan)
+    monkeypatch.setattr(node, "_listen", listen)
+    async with node.running() as agent:
+        await eventually(lambda: agent.state.scanned)
+    assert order[:2] == ["listen", "scan"]
+    assert order.count("listen") == 1
+
+
+async def test_a_scan_that_fails_does_not_lose_the_event(
+    node: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lags = figure("migcompat_agent_uevent_lag_seconds_count")
+    async with node.running(scan_interval=0.3) as agent:
+        await eventually(lambda: agent.state.scanned)
+        (node.sysfs / "bus").rename(node.sysfs / "elsewhere")
+        node.uevents.send()
+        await eventually(lambda: agent.state.scan_problem)
+        (node.sysfs / "elsewhere").rename(node.sysfs / "bus")
+        node.add(1)
+        await node.registered(count=1)
+    assert figure("migcompat_agent_uevent_lag_seconds_count") == lags + 1
+
+
+async def test_an_agent_that_may_not_listen_says_so_once_and_goes_on(
+    node: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def forbidden() -> Listener:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(node, "_listen", forbidden)
+    async with node.running():
+        node.add(1)
+        await node.registered(count=1)
+        node.add(2)
+        await node.registered(count=2)
+    told = [record for record in caplog.records if "cannot be heard" in record.message]
+    assert [record.levelno for record in told] == [logging.WARNING]
+    assert "--scan-interval" in told[0].message
