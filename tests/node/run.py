@@ -53,7 +53,7 @@ def place() -> tuple[Path, str]:
 def require_root() -> None:
     """Raises ClusterError when this process is not root."""
     if os.geteuid() != 0:
-        raise ClusterError("real nodes need root (namespaces, cgroups, mounts): run this as root")
+        raise ClusterError("root is needed (namespaces, cgroups, mounts): run this as root")
 
 
 def contained(command: Sequence[str]) -> int:
