@@ -136,7 +136,7 @@ class _Builder:
 
 
 def _copy_context(context: Path) -> None:
-    """Copies what .dockerignore lets through: nobody changes it while it is being built."""
+    """Copies what .dockerignore lets through, so that nobody changes it meanwhile; and no umask matters."""
     names = [
         line[1:] for line in (_REPOSITORY / ".dockerignore").read_text().splitlines() if line.startswith("!")
     ]
@@ -147,6 +147,8 @@ def _copy_context(context: Path) -> None:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, target)
+    for path in context.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _digest(context: Path) -> str:
