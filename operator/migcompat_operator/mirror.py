@@ -194,8 +194,20 @@ class Mirror:
         return False
 
     def started_migrations(self) -> set[str]:
-        """UIDs of migrations that have a target pod."""
-        return {(pod.metadata.labels or {})[names.MIGRATION_UID] for pod in self.targets.values()}
+        """UIDs of migrations whose target pod has its node."""
+        return {_migration(pod) for pod in self.targets.values() if pod.spec.node_name}
+
+    def unbound_targets(self, migration_uid: str) -> list[Pod]:
+        """Target pods of a migration that have no node yet."""
+        return [
+            pod
+            for pod in self.targets.values()
+            if _migration(pod) == migration_uid and not pod.spec.node_name
+        ]
+
+
+def _migration(target: Pod) -> str:
+    return (target.metadata.labels or {})[names.MIGRATION_UID]
 
 
 def _migrating(item: VirtualMachineInstanceMigration) -> Key:

@@ -3,7 +3,7 @@
 virt-controller backs off between tries at a target pod that the webhook denies, up to many minutes; a changed
 annotation on the VirtualMachineInstanceMigration brings the next try at once (measured). So a migration is
 touched when its VM's survey turns from "nothing accepts, or nothing is free" to "something accepting is
-free", and, since the webhook's own view may lag, a few times more while no target pod appears.
+free", and, since the extender's own view may lag, a few times more while no target pod has its node.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Retries:
         started: Iterable[str],
         now: float,
     ) -> list[Touch]:
-        """Touch again what is due and still waits without a target pod.
+        """Touch again what is due and still waits for a target pod with a node.
 
         *started*: UIDs of migrations that have one. *now*: monotonic seconds.
         """

@@ -27,7 +27,7 @@ from migcompat_operator.metrics import Metrics
 from migcompat_operator.mirror import Key, Mirror, Subject
 from migcompat_operator.policies import governed, policy_status
 from migcompat_operator.reconcile import Plan, asks_about, reconcile, told_before
-from migcompat_operator.retries import Retries
+from migcompat_operator.retries import Retries, Touch
 from migcompat_operator.targets import reconcile_target
 from migcompat_operator.writer import Writer
 
@@ -117,7 +117,7 @@ class Worker:
         for touch in self._retries.follow_up(
             self._mirror.migrations, self._mirror.started_migrations(), time.monotonic()
         ):
-            await self._attempt((Subject.QUESTION, touch.migration), self._writer.touch(touch))
+            await self._touch(touch.migration, touch)
         if POLICIES in ripe:
             await self._policies()
         self._count_verdicts()
@@ -232,6 +232,15 @@ class Worker:
             migrations=[mirror.migrations[one] for one in sorted(mirror.migrations_of.get(key, ()))],
             now=time.monotonic(),
         ):
+            await self._touch(key, touch)
+
+    async def _touch(self, key: Key, touch: Touch) -> None:
+        """Tell who waits: kube-scheduler where there is a target pod without a node, else virt-controller."""
+        migration = self._mirror.migrations.get(touch.migration)
+        pods = self._mirror.unbound_targets(migration.metadata.uid) if migration is not None else []
+        for pod in pods:
+            await self._attempt((Subject.QUESTION, key), self._writer.wake(pod, touch))
+        if not pods:
             await self._attempt((Subject.QUESTION, key), self._writer.touch(touch))
 
     async def _carry_out(self, item: Item, plan: Plan) -> None:

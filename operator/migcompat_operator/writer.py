@@ -111,6 +111,21 @@ class Writer:
         except NotFound:
             log.info("migration %s/%s has gone meanwhile", namespace, name)
 
+    async def wake(self, pod: Pod, touch: Touch) -> None:
+        """Make kube-scheduler try a target pod again now.
+
+        One that an extender refused is tried again at any change that kube-scheduler sees, of the pod itself
+        too; that a device is published as free is none. Else it would wait for five minutes.
+        """
+        meta = pod.metadata
+        patch = {"metadata": {"uid": meta.uid, "annotations": {names.RETRY: touch.value}}}
+        try:
+            self._mirror.put(PODS, await self._client.patch(PODS, meta.name, patch, meta.namespace))
+            self._count("retry")
+            log.info("target pod %s/%s: asked for another try", meta.namespace, meta.name)
+        except (NotFound, Conflict):
+            log.info("target pod %s/%s has gone meanwhile", meta.namespace, meta.name)
+
     async def say(self, announcements: tuple[Announcement, ...]) -> bool:
         """Record those of *announcements* that are news; whether all of them are said now."""
         all_said = True

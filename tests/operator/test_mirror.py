@@ -89,7 +89,7 @@ def test_an_event_that_does_not_decode_is_counted_and_everything_else_goes_on() 
 
 def test_only_targets_that_have_not_ended_are_looked_at() -> None:
     held = mirror()
-    held.put(PODS, versioned(pod("vm-a", source="node-1", phase="Pending"), 1))
+    held.put(PODS, versioned(pod("vm-a", "node-2", source="node-1", phase="Pending"), 1))
     assert held.started_migrations() == {"migration-vm-a"}
     assert held.dirty.take() == (True, [(Subject.TARGET, ("tenant-a", "virt-launcher-vm-a-src"))])
     held.put(PODS, versioned(pod("vm-a", source="node-1", phase="Failed"), 2))

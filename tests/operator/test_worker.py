@@ -6,12 +6,13 @@ import asyncio
 
 import msgspec
 import pytest
-from migcompat.api.cluster import MigrationSpec, MigrationStatus, VirtualMachineInstanceMigration
+from migcompat.api import names
+from migcompat.api.cluster import MigrationSpec, MigrationStatus, Pod, VirtualMachineInstanceMigration
 from migcompat.api.compatibilitypolicy import CompatibilityPolicy, CompatibilityPolicyStatus
 from migcompat.api.meta import ObjectMeta
 from migcompat.api.migrationcompatibility import MigrationCompatibility
 from migcompat.kube.errors import Unreachable
-from migcompat.kube.kinds import COMPATIBILITIES, POLICIES, VMIMS
+from migcompat.kube.kinds import COMPATIBILITIES, PODS, POLICIES, VMIMS
 from migcompat_operator import memory, retries
 from migcompat_operator import worker as worker_module
 from migcompat_operator.announcement import Announcement
@@ -55,6 +56,9 @@ class Recorded(Writer):
 
     async def touch(self, touch: Touch) -> None:
         self.done.append(("touch", touch.migration[1]))
+
+    async def wake(self, pod: Pod, touch: Touch) -> None:
+        self.done.append(("wake", pod.metadata.name))
 
     async def policy(self, item: CompatibilityPolicy, status: CompatibilityPolicyStatus) -> None:
         self.done.append(("policy", item.metadata.name))
@@ -251,6 +255,31 @@ async def test_a_migration_that_still_waits_is_touched_again_with_no_other_chang
         while bench.writer.done.count(("touch", "m")) < 2:
             await asyncio.sleep(0.01)
     running.cancel()
+
+
+async def test_where_a_target_pod_waits_for_its_node_kube_scheduler_is_told_until_it_has_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retries, "FOLLOW_UPS", (0.0,))
+    bench = Bench(count_delay=0)
+    bench.fleet.drop_vfionode("n2")
+    await bench.passes()
+    target = pod("vm-a", source="node-1", suffix="dst", phase="Pending")
+    target.metadata.resource_version = "1"
+    uid = (target.metadata.labels or {})[names.MIGRATION_UID]
+    meta = ObjectMeta(name="m", namespace="tenant-a", uid=uid, resource_version="1")
+    bench.mirror.put(
+        VMIMS, VirtualMachineInstanceMigration(meta, MigrationSpec("vm-a"), MigrationStatus("Scheduling"))
+    )
+    bench.mirror.put(PODS, target)
+    bench.another_target("n2")
+    told = [("wake", target.metadata.name)]
+    assert [one for one in await bench.passes() if one[0] in ("wake", "touch")] == [*told, *told]
+    assert bench.mirror.started_migrations() == set()
+    bound = pod("vm-a", "n2", source="node-1", suffix="dst", phase="Pending")
+    bound.metadata.resource_version = "2"
+    bench.mirror.put(PODS, bound)
+    assert bench.mirror.started_migrations() == {uid}
 
 
 async def test_the_metrics_tell_the_verdicts_that_there_are() -> None:
