@@ -159,9 +159,9 @@ class NodeCluster(BaseCluster):
                 ]
         return "".join(texts)
 
-    def launched(self, pod: str, namespace: str = "default") -> Object:
+    def launched(self, pod: str, namespace: str = "default", *, container: str = "compute") -> Object:
         """What the launcher program in a pod says of its container now: environment, device nodes."""
-        text = self.plane.kubectl("exec", "-n", namespace, pod, "-c", "compute", "--", "/launcher", "devices")
+        text = self.plane.kubectl("exec", "-n", namespace, pod, "-c", container, "--", "/launcher", "devices")
         said: Object = json.loads(text)
         return said
 
