@@ -1,4 +1,4 @@
-"""The nodes are what tests take them for: real kubelets side by side, on one network, apart from each other."""
+"""The nodes are what tests take them for: real kubelets side by side, on a network, and apart."""
 
 from __future__ import annotations
 
