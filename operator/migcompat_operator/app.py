@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 
 import kopf
 import msgspec
@@ -35,10 +36,13 @@ class StartError(Exception):
 
 
 async def run(options: Options) -> None:
-    """Run until SIGTERM or SIGINT (kopf handles them), or until a part fails: then its error is raised.
+    """Run until SIGTERM or SIGINT (which kopf handles once it runs), or until a part fails: that is raised.
 
     Nothing is kept over a restart but what the cluster itself holds, so failing is safe.
     """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     metrics = Metrics()
     wake = asyncio.Event()
     fleet = Fleet(allow_loosening=options.allow_loosening)
@@ -66,9 +70,16 @@ async def run(options: Options) -> None:
         except (ValueError, OSError) as problem:
             raise StartError(f"--health-bind {options.health_bind}: {problem}") from problem
         try:
-            await resync.prime()
+            # Process 1 of a container ignores what it does not handle: also while there is no API server.
+            await _until_first_ends(
+                asyncio.create_task(resync.prime(), name="list"),
+                asyncio.create_task(_told(stop), name="stop"),
+            )
+            if stop.is_set():
+                return
             log.info("everything listed; answering")
             await _until_first_ends(
+                asyncio.create_task(_told(stop), name="stop"),
                 asyncio.create_task(worker.run(), name="worker"),
                 asyncio.create_task(resync.run(), name="resync"),
                 asyncio.create_task(
@@ -83,6 +94,10 @@ async def run(options: Options) -> None:
             )
         finally:
             await health.cleanup()
+
+
+async def _told(stop: asyncio.Event) -> None:
+    await stop.wait()
 
 
 async def _until_first_ends(*tasks: asyncio.Task[None]) -> None:
