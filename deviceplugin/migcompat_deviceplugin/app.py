@@ -24,7 +24,7 @@ from migcompat_deviceplugin.guard import Guard
 from migcompat_deviceplugin.inquiry import Inquiry
 from migcompat_deviceplugin.manager import Manager
 from migcompat_deviceplugin.preferred import Preferred
-from migcompat_deviceplugin.probes import Probes, asker
+from migcompat_deviceplugin.probes import Asker, Probes
 from migcompat_deviceplugin.publisher import Publisher
 from migcompat_deviceplugin.server import ResourceServer
 from migcompat_deviceplugin.state import State
@@ -70,9 +70,9 @@ class Agent:
         self.poller = AllocationsPoller(
             PodResources(settings.kubelet_dir / "pod-resources/kubelet.sock"), self.state
         )
-        ask = asker(settings.sysfs_root, settings.dev.root, calls)
-        self._probes = Probes(self.poller, ask, self._amend)
-        self.sysfs = Sysfs(settings.sysfs_root, settings.resource_domain, self._probes)
+        asker = Asker(settings.sysfs_root, settings.dev.root, calls)
+        self._probes = Probes(self.poller, asker, self._amend)
+        self.sysfs = Sysfs(settings.sysfs_root, settings.resource_domain, self._probes, settings.dev)
         inquiry = Inquiry(client, settings.node_name, allow_loosening=settings.allow_loosening)
         self._guard = Guard(self.poller, inquiry, self.sysfs, self._probes)
         self._preferred = Preferred(self.state, inquiry)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +25,7 @@ from migcompat.sysfs.appearance import Appearance, appearance
 from migcompat.sysfs.scan import FoundDevice
 from migcompat.sysfs.tree import Tree
 from migcompat.vfio.calls import Calls
-from migcompat.vfio.probe import Handle, NotKnown, Why, probe
+from migcompat.vfio.probe import Handle, NotKnown, Why, forbidden, probe
 
 from migcompat_deviceplugin import metrics
 from migcompat_deviceplugin.inventory import Device, Inventory
@@ -38,14 +39,16 @@ PROBE_DEADLINE = 5.0
 PARALLEL = 16
 """Groups of devices asked at the same time; each takes a thread."""
 HOLDERS_PATIENCE = 5.0
-"""Seconds for PodResources to answer; then devices are advertised unasked."""
+"""Seconds for PodResources to answer where it does not; then devices are advertised unasked."""
 HOLDERS_PAUSE = 0.5
 GRACE = 0.5
 """Seconds that devices which have just appeared get before they are published as not asked yet: nearly all
 answer in less, and then a restarted agent publishes nothing that it has to take back."""
 
+TELL_PAUSE = 0.02
+"""Seconds in which what devices answer is told together."""
+
 Answer = Migration | NotKnown
-Ask = Callable[[FoundDevice], tuple[Appearance, Answer]]
 
 
 class Holders(Protocol):
@@ -55,22 +58,30 @@ class Holders(Protocol):
         """The allocations now. Raises KubeletError."""
 
 
-def asker(sysfs_root: Path, dev_root: Path, calls: Calls | None = None) -> Ask:
-    """What asks devices of that sysfs, through nodes of that ``/dev``."""
+class Asker:
+    """Asks devices of the sysfs at *sysfs_root*, through nodes below *dev_root*. May block."""
 
-    def ask(found: FoundDevice) -> tuple[Appearance, Answer]:
+    def __init__(self, sysfs_root: Path, dev_root: Path, calls: Calls | None = None) -> None:
+        self._sysfs_root = sysfs_root
+        self._dev_root = dev_root
+        self._calls = calls
+
+    def forbidden(self) -> NotKnown | None:
+        """Why no device at all may be opened, or None."""
+        return forbidden(self._dev_root, self._calls)
+
+    def ask(self, found: FoundDevice) -> tuple[Appearance, Answer]:
         """The answer, and whose it is: names of groups and nodes are read anew, they may have gone on."""
-        tree = Tree(str(sysfs_root))
-        asked = appearance(sysfs_root, found.path)
-        if tree.link(f"{found.path}/virtfn0", []):
+        root, path = self._sysfs_root, found.path
+        tree = Tree(str(root))
+        asked = appearance(root, path)
+        if tree.link(f"{path}/virtfn0", []):
             return asked, NotKnown(Why.FAILED, "it has VFs, which opening it would reset")
-        group = tree.link(f"{found.path}/iommu_group", [])
-        answer = probe(Handle(found.id, group, tree.vfio_dev(found.path, [])), dev_root, calls)
-        if appearance(sysfs_root, found.path) != asked:
+        handle = Handle(found.id, tree.link(f"{path}/iommu_group", []), tree.vfio_dev(path, []))
+        answer = probe(handle, self._dev_root, self._calls)
+        if appearance(root, path) != asked:
             answer = NotKnown(Why.NO_NODE, "it went away while it was asked")
         return asked, answer
-
-    return ask
 
 
 @dataclass
@@ -87,11 +98,12 @@ class _Record:
 class Probes:
     """Who has been asked, and what they said. *changed* is called when more is known."""
 
-    def __init__(self, holders: Holders, ask: Ask, changed: Callable[[], None]) -> None:
+    def __init__(self, holders: Holders, asker: Asker, changed: Callable[[], None]) -> None:
         self._holders = holders
-        self._ask = ask
+        self._asker = asker
         self._changed = changed
         self._inventory: Inventory = {}
+        self._units: dict[str, list[Device]] = {}
         self._records: dict[str, _Record] = {}
         self._earlier: dict[str, PublishedDevice] = {}
         self._recent: set[str] = set()
@@ -101,6 +113,7 @@ class Probes:
         self._settled = Signal()
         self._slots = asyncio.Semaphore(PARALLEL)
         self._told = False
+        self._to_tell: asyncio.TimerHandle | None = None
 
     def consider(self, inventory: Inventory, appearances: Mapping[str, Appearance]) -> Inventory:
         """*inventory*, as just read, with what is known; devices that have to be asked first wait."""
@@ -108,7 +121,9 @@ class Probes:
             self._forget(id_)
         for id_, device in inventory.items():
             self._meet(id_, device.found.driver, appearances[id_])
-        self._inventory = inventory
+        self._inventory, self._units = inventory, {}
+        for device in inventory.values():
+            self._units.setdefault(_unit(device), []).append(device)
         if any(self._waits(device) for device in inventory.values()):
             self._to_ask.set()
         return self.applied(inventory)
@@ -125,19 +140,18 @@ class Probes:
                 waiting = self._waiting()
                 if waiting:
                     self._under_way.update(*waiting)
-                    held = await self._held()
+                    ban = await self._forbidden()
+                    held = await self._held(0.0 if ban else HOLDERS_PATIENCE)
                     for ids in waiting:
-                        group.create_task(self._settle_unit(ids, held))
+                        group.create_task(self._settle_unit(ids, held, ban))
 
     async def grace(self) -> None:
         """Return when the devices that have just appeared are settled, after ``GRACE`` in any case."""
         recent, self._recent = self._recent, set()
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(GRACE):
-                while any(id_ in recent and self._waits(d) for id_, d in self._inventory.items()):
+                while recent := {id_ for id_ in recent if self._is_waiting(id_)}:
                     await self._settled.wait()
-        except TimeoutError:
-            pass
 
     async def let_go(self, ids: Sequence[str]) -> None:
         """Somebody gets the devices *ids*: return when none of them is open, and ask none from now on.
@@ -193,6 +207,10 @@ class Probes:
         record = self._records.get(device.id)
         return record is not None and not record.settled and device.served and not device.found.problem
 
+    def _is_waiting(self, id_: str) -> bool:
+        device = self._inventory.get(id_)
+        return device is not None and self._waits(device)
+
     def _known(self, device: Device) -> Device:
         record = self._records.get(device.id)
         migration = None if record is None else record.migration
@@ -211,6 +229,11 @@ class Probes:
             self._take_over(id_, record)
             self._tell(id_, answer)
         self._settled.set()
+        if self._to_tell is None:
+            self._to_tell = asyncio.get_running_loop().call_later(TELL_PAUSE, self._tell_changed)
+
+    def _tell_changed(self) -> None:
+        self._to_tell = None
         self._changed()
 
     def _tell(self, id_: str, answer: NotKnown) -> None:
@@ -241,25 +264,32 @@ class Probes:
                 units.setdefault(_unit(device), []).append(id_)
         return list(units.values())
 
-    async def _held(self) -> set[str] | None:
-        """The devices that pods hold at this moment; None when PodResources does not say so in time."""
+    async def _forbidden(self) -> NotKnown | None:
+        """Why there is no point in asking anybody, or None."""
         try:
-            async with asyncio.timeout(HOLDERS_PATIENCE):
-                while True:
-                    try:
-                        return {id_ for _, id_ in await self._holders.refresh()}
-                    except KubeletError:
-                        await asyncio.sleep(HOLDERS_PAUSE)
+            return await in_thread(self._asker.forbidden, PROBE_DEADLINE)
         except TimeoutError:
-            return None
+            return NotKnown(Why.TIMED_OUT, f"/dev/vfio/vfio does not open within {PROBE_DEADLINE:g} s")
 
-    async def _settle_unit(self, ids: list[str], held: set[str] | None) -> None:
+    async def _held(self, patience: float) -> set[str] | None:
+        """The devices that pods hold at this moment; None when PodResources goes on not to say so."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + patience
+        while True:
+            try:
+                return {id_ for _, id_ in await self._holders.refresh()}
+            except KubeletError:
+                if loop.time() >= end:
+                    return None
+            await asyncio.sleep(HOLDERS_PAUSE)
+
+    async def _settle_unit(self, ids: list[str], held: set[str] | None, ban: NotKnown | None) -> None:
         """Ask the devices *ids* of one group one after the other, or find that they must not be asked."""
         records = {id_: record for id_ in ids if (record := self._records.get(id_)) is not None}
         answers = {}
         async with self._slots:
             for id_, record in records.items():
-                answer = self._obstacle(id_, held) or await self._put(id_, record)
+                answer = self._obstacle(id_, held, ban) or await self._put(id_, record)
                 if answer is not None:
                     answers[id_] = answer
         self._under_way.difference_update(ids)
@@ -269,23 +299,23 @@ class Probes:
             elif id_ in answers and not (record.settled and isinstance(answers[id_], NotKnown)):
                 self._settle(id_, record, answers[id_])
 
-    def _obstacle(self, id_: str, held: set[str] | None) -> NotKnown | None:
-        """Why the device must not be opened now, or None."""
+    def _obstacle(self, id_: str, held: set[str] | None, ban: NotKnown | None) -> NotKnown | None:
+        """Why the device must not, or cannot, be opened now; None when it may be."""
         device = self._inventory.get(id_)
         if device is None:
             return NotKnown(Why.NO_NODE, "it is gone")
         unit = _unit(device)
+        for other in self._units[unit]:
+            if held is not None and other.id in held:
+                return NotKnown(Why.IN_USE, f"a pod holds {other.id}")
+            if self._records[other.id].settled and not other.found.problem:
+                return NotKnown(Why.IN_USE, f"{other.id} of its IOMMU group is advertised")
+        if ban is not None:
+            return ban
         if held is None:
             return NotKnown(Why.IN_USE, "PodResources does not say whether it is in use")
         if unit in self._open:
             return NotKnown(Why.TIMED_OUT, "an earlier question to it, or to its group, still hangs")
-        for other in self._inventory.values():
-            if _unit(other) == unit:
-                record = self._records[other.id]
-                if other.id in held:
-                    return NotKnown(Why.IN_USE, f"a pod holds {other.id}")
-                if record.settled and not other.found.problem:
-                    return NotKnown(Why.IN_USE, f"{other.id} of its IOMMU group is advertised")
         return None
 
     async def _put(self, id_: str, record: _Record) -> Answer | None:
@@ -300,7 +330,7 @@ class Probes:
 
         def work() -> tuple[Appearance, Answer]:
             try:
-                return self._ask(device.found)
+                return self._asker.ask(device.found)
             finally:
                 if not loop.is_closed():
                     loop.call_soon_threadsafe(end)

@@ -65,6 +65,11 @@ def answers(node: World) -> dict[str, Migration | None]:
     return {device.id: device.migration for device in node.vfionode.status.devices}
 
 
+def devices_opened(node: World) -> list[str]:
+    """The nodes opened, but for those that all devices share."""
+    return [opened for opened in node.vfio.opened if opened not in ("iommu", "vfio/vfio")]
+
+
 def settled(agent: Agent) -> bool:
     """Whether there are devices, and none of them waits for a question."""
     devices = agent.state.inventory.values()
@@ -148,6 +153,45 @@ async def test_an_agent_that_may_not_open_devices_serves_them_and_says_so_once(
     assert "devicePlugin.privileged" in told[0]
 
 
+async def test_an_agent_that_may_open_nothing_waits_for_nobody(
+    node: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that is not privileged: not even the nodes that all devices share."""
+    monkeypatch.setattr(probes, "HOLDERS_PATIENCE", NEVER)
+    node.vfio.failing = {"iommu": errno.EPERM, "vfio/vfio": errno.EPERM}
+    node.add(1)
+    node.plug(1)
+    await node.kubelet.stop_pod_resources()
+    async with node.running():
+        await node.registered(count=1)
+        assert answers(node) == {uuid(1): None}
+    assert set(node.vfio.opened) == {"iommu", "vfio/vfio"}
+
+
+async def test_a_held_device_keeps_its_answer_when_devices_may_not_be_opened_any_more(held: World) -> None:
+    held.vfio.failing = {"iommu": errno.EPERM, "vfio/vfio": errno.EPERM}
+    held.add(2)
+    held.plug(2)
+    async with held.running():
+        await held.registered(count=2)
+        assert answers(held) == {uuid(1): CAN, uuid(2): None}
+
+
+async def test_a_device_that_hangs_is_not_asked_once_more_when_it_comes_back(
+    node: World, hasty: None, release: threading.Event
+) -> None:
+    node.add(1)
+    hanging = node.plug(1, hang=release)
+    async with node.running() as agent:
+        await node.registered(count=1)
+        node.remove(1)
+        await eventually(lambda: not agent.state.inventory)
+        node.add(1)
+        await node.registered(count=1)
+        assert answers(node) == {uuid(1): None}
+    assert hanging.asked == 1
+
+
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EIO, errno.ENOENT])
 async def test_a_device_that_cannot_be_asked_is_served(node: World, number: int) -> None:
     node.add(1)
@@ -196,7 +240,7 @@ async def test_a_held_device_is_not_opened_and_keeps_its_answer_over_a_restart(h
     async with held.running():
         await held.registered(count=2)
         assert answers(held) == {uuid(1): CAN, uuid(2): CANNOT}
-    assert held.vfio.opened == ["iommu", "vfio/devices/vfio2"]
+    assert devices_opened(held) == ["vfio/devices/vfio2"]
 
 
 async def test_an_answer_of_another_boot_is_not_taken_over(held: World) -> None:
@@ -206,7 +250,7 @@ async def test_an_answer_of_another_boot_is_not_taken_over(held: World) -> None:
     async with held.running():
         await held.registered()
         await eventually(lambda: answers(held) == {uuid(1): None})
-    assert held.vfio.opened == []
+    assert devices_opened(held) == []
 
 
 async def test_an_answer_of_another_driver_is_not_taken_over(held: World) -> None:
@@ -216,7 +260,7 @@ async def test_an_answer_of_another_driver_is_not_taken_over(held: World) -> Non
     async with held.running():
         await held.registered()
         await eventually(lambda: answers(held) == {uuid(1): None})
-    assert held.vfio.opened == []
+    assert devices_opened(held) == []
 
 
 async def test_a_free_device_is_asked_again_after_a_restart(node: World) -> None:
@@ -311,7 +355,7 @@ async def test_nothing_is_opened_before_pod_resources_has_answered(node: World) 
         await node.registered()
         assert answers(node) == {uuid(1): None}
         assert published(node, 1).health == "Healthy"
-    assert node.vfio.opened == []
+    assert devices_opened(node) == []
 
 
 async def test_pod_resources_that_is_late_is_waited_for(node: World) -> None:
@@ -320,7 +364,7 @@ async def test_pod_resources_that_is_late_is_waited_for(node: World) -> None:
     await node.kubelet.stop_pod_resources()
     async with node.running() as agent:
         await eventually(lambda: agent.state.allocations_problem)
-        assert node.vfio.opened == []
+        assert devices_opened(node) == []
         await node.kubelet.start_pod_resources()
         await node.registered()
         assert answers(node) == {uuid(1): CAN}
@@ -332,7 +376,7 @@ async def test_a_held_device_keeps_its_answer_while_pod_resources_is_down(held: 
         await held.registered()
         await eventually(lambda: settled(agent))
         assert answers(held) == {uuid(1): CAN}
-    assert held.vfio.opened == []
+    assert devices_opened(held) == []
 
 
 async def test_allocate_waits_until_the_device_is_closed(node: World, release: threading.Event) -> None:
@@ -409,7 +453,7 @@ async def test_a_function_with_vfs_is_not_opened_because_that_resets_them(node: 
     async with node.running():
         await node.registered("vfio.migcompat.io/pci-15b3-101e")
         assert answers(node) == {"0000:00:05.0": None}
-    assert node.vfio.opened == []
+    assert devices_opened(node) == []
 
 
 async def test_a_probe_that_breaks_in_an_unforeseen_way_harms_only_its_answer(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from migcompat.api.vfionode import Migration, MigrationState
 from migcompat.vfio.calls import Calls
-from migcompat.vfio.probe import Handle, NotKnown, Why, probe
+from migcompat.vfio.probe import Handle, NotKnown, Why, forbidden, probe
 
 from tests.support.sysfs import DATA
 from tests.support.vfio import P2P, PRE_COPY, STOP_COPY, FakeVfio
@@ -156,6 +156,23 @@ def test_a_device_that_is_open_is_in_use(by_cdev: FakeVfio, taken: str) -> None:
     answer = probe(DEVICE, DEV, by_cdev)
     assert (answer.why if isinstance(answer, NotKnown) else None) is expected
     by_cdev.close(descriptor)
+
+
+def test_whoever_may_open_nothing_learns_so_without_touching_a_device(by_cdev: FakeVfio) -> None:
+    assert forbidden(DEV, by_cdev) is None
+    by_cdev.failing["iommu"] = errno.EPERM
+    assert forbidden(DEV, by_cdev) is None, "the group's way is left"
+    by_cdev.failing["vfio/vfio"] = errno.EACCES
+    answer = forbidden(DEV, by_cdev)
+    assert answer is not None
+    assert answer.why is Why.NOT_ALLOWED
+    assert not {"vfio/devices/vfio3", "vfio/12"} & set(by_cdev.opened)
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EBUSY, errno.EIO])
+def test_what_is_not_there_is_not_forbidden(by_cdev: FakeVfio, number: int) -> None:
+    by_cdev.failing = {"iommu": number, "vfio/vfio": number}
+    assert forbidden(DEV, by_cdev) is None
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,21 @@ def probe(device: Handle, dev_root: Path, calls: Calls | None = None) -> Migrati
     return answer
 
 
+def forbidden(dev_root: Path, calls: Calls | None = None) -> NotKnown | None:
+    """Why this process may open no device at all, or None if it may. Opens none, only what all share."""
+    answer = None
+    for node in ("iommu", "vfio/vfio"):
+        with ExitStack() as opened:
+            try:
+                _Session(dev_root, calls or Calls(), opened).open(node)
+            except _Failure as failure:
+                if failure.answer.why is Why.NOT_ALLOWED:
+                    answer = failure.answer
+            else:
+                return None
+    return answer
+
+
 def _by_cdev(session: _Session, device: Handle) -> int | None:
     """The device opened through its own node; None when it has none."""
     if not _CDEV.fullmatch(device.vfio_dev):
