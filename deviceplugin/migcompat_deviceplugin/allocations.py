@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
+from typing import Protocol
 
-from migcompat.api.vfionode import PodRef
-from migcompat.kubelet.connection import KubeletError
-from migcompat.kubelet.podresources import PodResources
+from migcompat.kubelet.connection import Identity, KubeletError
+from migcompat.kubelet.podresources import Allocations
 
 from migcompat_deviceplugin.state import State
 
@@ -15,14 +17,34 @@ log = logging.getLogger(__name__)
 
 INTERVAL = 1.0
 """Seconds between two calls. There is no Deallocate, so this is how soon a freed device is seen."""
+SETTLING = 10.0
+"""Seconds after a kubelet's restart for which what is missing in its answers proves nothing."""
+
+
+class Asked(Protocol):
+    """The kubelet that is asked."""
+
+    def server(self) -> Identity | None:
+        """Which one it is: another after a restart."""
+
+    async def allocations(self) -> Allocations:
+        """Who holds what. Raises KubeletError."""
 
 
 class AllocationsPoller:
-    """Keeps ``state.allocations`` current."""
+    """Keeps ``state.allocations`` current.
 
-    def __init__(self, pod_resources: PodResources, state: State) -> None:
-        self._pod_resources = pod_resources
+    A restarted kubelet answers before it has heard of its pods, for a second on an idle machine, with no
+    holders at all. Devices must not be published as free meanwhile, so former holders stay until it has
+    settled or names others.
+    """
+
+    def __init__(self, kubelet: Asked, state: State, clock: Callable[[], float] = time.monotonic) -> None:
+        self._kubelet = kubelet
         self._state = state
+        self._clock = clock
+        self._server: Identity | None = None
+        self._settled_at = 0.0
 
     async def run(self) -> None:
         """Poll until cancelled."""
@@ -35,8 +57,14 @@ class AllocationsPoller:
                 self._state.set_allocations_problem(str(error))
             await asyncio.sleep(INTERVAL)
 
-    async def refresh(self) -> dict[tuple[str, str], PodRef]:
-        """Ask now. Raises KubeletError."""
-        allocations = await self._pod_resources.allocations()
-        self._state.set_allocations(allocations)
+    async def refresh(self) -> Allocations:
+        """What the kubelet says now, and nothing else. Raises KubeletError."""
+        server = self._kubelet.server()
+        if server is not None and server != self._server:
+            if self._server is not None:
+                self._settled_at = self._clock() + SETTLING
+            self._server = server
+        allocations = await self._kubelet.allocations()
+        former = self._state.allocations if self._clock() < self._settled_at else None
+        self._state.set_allocations({**(former or {}), **allocations})
         return allocations

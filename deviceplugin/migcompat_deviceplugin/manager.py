@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from migcompat.kube.backoff import Backoff
-from migcompat.kubelet.connection import KubeletError
+from migcompat.kubelet.connection import Identity, KubeletError, identity
 from migcompat.kubelet.registration import register
 
 from migcompat_deviceplugin import metrics
@@ -32,7 +32,6 @@ TICK = 1.0
 UNHEARD = 5.0
 """Seconds after which a registered resource that nobody listens to is registered again."""
 PREFIX = "migcompat-"
-_Identity = tuple[int, int, int]
 
 MakeServer = Callable[[str, Path], ResourceServer]
 
@@ -43,7 +42,7 @@ class _Served:
 
     resource: str
     server: ResourceServer | None = None
-    registered_with: _Identity | None = None
+    registered_with: Identity | None = None
     heard: float = 0.0
     leaving: bool = False
     problem: str = "not registered yet"
@@ -115,7 +114,7 @@ class Manager:
             await self._leave(served)
             return
         served.leaving = False
-        kubelet = _identity(self._kubelet)
+        kubelet = identity(self._kubelet)
         if served.server is not None:
             await served.server.update(devices)
             if served.server.streams:
@@ -133,7 +132,7 @@ class Manager:
                 log.warning("%s: not registered, trying again: %s", served.resource, error)
             served.problem = str(error)
 
-    def _needs_registration(self, served: _Served, kubelet: _Identity | None) -> bool:
+    def _needs_registration(self, served: _Served, kubelet: Identity | None) -> bool:
         assert served.server is not None  # noqa: S101 - for the type checker
         if served.registered_with is None or served.registered_with != kubelet:
             return True
@@ -142,7 +141,7 @@ class Manager:
         return time.monotonic() - served.heard > UNHEARD
 
     async def _register(
-        self, served: _Served, devices: Mapping[str, Device], kubelet: _Identity | None
+        self, served: _Served, devices: Mapping[str, Device], kubelet: Identity | None
     ) -> None:
         """Serve on a new socket, then register it."""
         if kubelet is None:
@@ -185,12 +184,3 @@ class Manager:
         """
         digest = hashlib.sha256(resource.encode()).hexdigest()[:10]
         return f"{PREFIX}{digest}-{next(self._numbers)}.sock"
-
-
-def _identity(path: Path) -> _Identity | None:
-    """Which file *path* is; a socket made anew differs in its inode or at least in its time."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_ctime_ns

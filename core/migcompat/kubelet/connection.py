@@ -11,8 +11,20 @@ import grpc.aio
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 
+Identity = tuple[int, int, int]
+
+
 class KubeletError(Exception):
     """A kubelet did not answer, or refused; the text says which socket and why."""
+
+
+def identity(socket: Path) -> Identity | None:
+    """Which file a socket is, None where none is; one made anew differs in inode or at least in time."""
+    try:
+        found = socket.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 @contextlib.asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from migcompat.api.vfionode import PodRef
-from migcompat.kubelet.connection import connected
+from migcompat.kubelet.connection import Identity, connected, identity
 from migcompat.kubelet.podresources_v1 import podresources_pb2 as pb
 from migcompat.kubelet.podresources_v1 import podresources_pb2_grpc as pb_grpc
 
@@ -24,6 +24,10 @@ class PodResources:
     def __init__(self, socket: Path, deadline: float = DEADLINE) -> None:
         self._socket = socket
         self._deadline = deadline
+
+    def server(self) -> Identity | None:
+        """Which kubelet answers: another one after its restart."""
+        return identity(self._socket)
 
     async def allocations(self) -> Allocations:
         """``{(resource, device id): pod}`` of all pods of the node. Raises KubeletError.
