@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import msgspec
 from migcompat.api.names import RESOURCE_DOMAIN
 from migcompat.sysfs.appearance import Appearance, appearance
-from migcompat.sysfs.scan import ScanError, ScanProblem, ScanResult, scan
+from migcompat.sysfs.scan import BUSES, FoundDevice, ScanError, ScanProblem, ScanResult, scan
 
+from migcompat_deviceplugin.devnodes import DevDir
 from migcompat_deviceplugin.inventory import Device, Inventory, take
 
 log = logging.getLogger(__name__)
@@ -73,8 +76,15 @@ class Observer(Protocol):
 class Sysfs:
     """The node's sysfs below *root*. ``last`` is the newest inventory, ``seconds`` how long its scan took."""
 
-    def __init__(self, root: Path, domain: str = RESOURCE_DOMAIN, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        domain: str = RESOURCE_DOMAIN,
+        observer: Observer | None = None,
+        dev: DevDir | None = None,
+    ) -> None:
         self.root = root
+        self.dev = dev or DevDir()
         self.last: Inventory = {}
         self.problems: tuple[ScanProblem, ...] = ()
         self.seconds = 0.0
@@ -124,7 +134,21 @@ class Sysfs:
 
     def _look(self) -> tuple[ScanResult, dict[str, Appearance]]:
         result = scan(self.root)
-        return result, {device.id: appearance(self.root, device.path) for device in result.devices}
+        unlisted = [problem for problem in result.problems if problem.path in BUSES]
+        if unlisted:
+            # No device found is not the same as no device there.
+            raise OSError("; ".join(f"{problem.path} {problem.message}" for problem in unlisted))
+        devices = (*map(self.dev.checked, result.devices), *self._kept(result))
+        result = msgspec.structs.replace(result, devices=devices)
+        return result, {device.id: appearance(self.root, device.path) for device in devices}
+
+    def _kept(self, result: ScanResult) -> Iterator[FoundDevice]:
+        """Devices of the scan before whose entries are there, but unreadable now: they are not gone."""
+        found = {device.id for device in result.devices}
+        for problem in result.problems:
+            before = self.last.get(problem.path.rpartition("/")[2])
+            if before is not None and before.id not in found and os.path.lexists(self.root / problem.path):
+                yield msgspec.structs.replace(before.found, problem=problem.message)
 
     def _counted(self, work: Callable[[], T]) -> Callable[[], T]:
         def counted() -> T:

@@ -17,7 +17,7 @@ from migcompat_deviceplugin.state import State
 
 from tests.deviceplugin.world import CONTAINER, NODE, POOL, SOURCE, World, eventually, uuid
 from tests.support import fleets
-from tests.support.fabricate import add_function
+from tests.support.fabricate import add_device_nodes
 from tests.support.kubelet import AdmissionError
 
 VF_POOL = "vfio.migcompat.io/pci-15b3-101e"
@@ -58,9 +58,8 @@ async def test_mdev_gets_env_and_legacy_nodes(node: World) -> None:
 
 async def test_functions_come_in_the_order_asked_with_cdevs_where_they_exist(node: World) -> None:
     for number, address in enumerate(VFS):
-        add_function(node.sysfs, f"pci0000:00/{address}", group=7 + number, vfio_dev=f"vfio{number}")
-    (node.dev / "iommu").touch()
-    (node.dev / "vfio/devices/vfio1").touch()
+        node.add_function(f"pci0000:00/{address}", group=7 + number, vfio_dev=f"vfio{number}")
+    add_device_nodes(node.dev, "iommu", "vfio/devices/vfio1")
     async with node.running():
         await node.registered(VF_POOL, count=2)
         answer = await allocate(node, VF_POOL, VFS[1], VFS[0])
@@ -296,7 +295,7 @@ async def test_steering_survives_whatever_goes_wrong() -> None:
 
 async def test_a_device_of_another_pool_is_refused(node: World) -> None:
     node.add(1)
-    add_function(node.sysfs, f"pci0000:00/{VFS[0]}", group=7)
+    node.add_function(f"pci0000:00/{VFS[0]}", group=7)
     async with node.running():
         await node.registered()
         with pytest.raises(grpc.aio.AioRpcError, match=f"is in the pool {VF_POOL} by now"):
@@ -305,7 +304,7 @@ async def test_a_device_of_another_pool_is_refused(node: World) -> None:
 
 async def test_devices_of_one_group_name_its_node_once(node: World) -> None:
     for address in VFS:
-        add_function(node.sysfs, f"pci0000:00/{address}", group=7)
+        node.add_function(f"pci0000:00/{address}", group=7)
     async with node.running():
         await node.registered(VF_POOL, count=2)
         answer = await allocate(node, VF_POOL, *VFS)

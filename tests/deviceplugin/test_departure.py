@@ -16,7 +16,6 @@ from migcompat_deviceplugin.server import LEAVE_DEADLINE
 
 from tests.deviceplugin.test_process import free_port, start
 from tests.deviceplugin.world import CONTAINER, DAEMONSET, NAMESPACE, POOL, World, eventually, uuid
-from tests.support.fabricate import add_function
 
 VF_POOL = "vfio.migcompat.io/pci-15b3-101e"
 
@@ -40,7 +39,7 @@ async def seen(node: World) -> None:
 @pytest.mark.parametrize("end", [deleting, gone])
 async def test_an_empty_list_before_leaving_for_good(node: World, end: Callable[[World], None]) -> None:
     node.add(1)
-    add_function(node.sysfs, "pci0000:00/0000:00:05.0", group=7)
+    node.add_function("pci0000:00/0000:00:05.0", group=7)
     async with node.running() as agent:
         await node.registered()
         await node.registered(VF_POOL)

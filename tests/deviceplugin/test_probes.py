@@ -5,18 +5,26 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import queue
 import threading
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from migcompat.api.vfionode import Device, Migration, MigrationState
+from migcompat.engine.declaration import Declaration, Kind
 from migcompat.kube.kinds import VFIONODES
+from migcompat.kubelet.podresources import Allocations
+from migcompat.sysfs.appearance import Appearance
+from migcompat.sysfs.scan import FoundDevice
 from migcompat_deviceplugin import metrics, probes
 from migcompat_deviceplugin.app import Agent
 from migcompat_deviceplugin.inventory import NOT_ASKED_YET
+from migcompat_deviceplugin.inventory import Device as InventoryDevice
+from migcompat_deviceplugin.probes import Asker, Probes
 
 from tests.deviceplugin.world import POOL, World, eventually, uuid
-from tests.support.fabricate import add_driver, add_function, link
+from tests.support.fabricate import add_driver, link
 from tests.support.uevents import message
 from tests.support.vfio import P2P, PRE_COPY, STOP_COPY
 
@@ -154,9 +162,10 @@ async def test_an_agent_that_may_not_open_devices_serves_them_and_says_so_once(
 
 
 async def test_an_agent_that_may_open_nothing_waits_for_nobody(
-    node: World, monkeypatch: pytest.MonkeyPatch
+    node: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As in a container that is not privileged: not even the nodes that all devices share."""
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(probes, "HOLDERS_PATIENCE", NEVER)
     node.vfio.failing = {"iommu": errno.EPERM, "vfio/vfio": errno.EPERM}
     node.add(1)
@@ -166,6 +175,7 @@ async def test_an_agent_that_may_open_nothing_waits_for_nobody(
         await node.registered(count=1)
         assert answers(node) == {uuid(1): None}
     assert set(node.vfio.opened) == {"iommu", "vfio/vfio"}
+    assert "not allowed to open devices" in caplog.text
 
 
 async def test_a_held_device_keeps_its_answer_when_devices_may_not_be_opened_any_more(held: World) -> None:
@@ -190,6 +200,7 @@ async def test_a_device_that_hangs_is_not_asked_once_more_when_it_comes_back(
         await node.registered(count=1)
         assert answers(node) == {uuid(1): None}
     assert hanging.asked == 1
+    assert devices_opened(node) == ["vfio/devices/vfio1"]
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EIO, errno.ENOENT])
@@ -447,7 +458,7 @@ async def test_no_group_is_opened_of_which_a_device_is_handed_out_already(node: 
 
 
 async def test_a_function_with_vfs_is_not_opened_because_that_resets_them(node: World) -> None:
-    pf = add_function(node.sysfs, "pci0000:00/0000:00:05.0", group=7, vfio_dev="vfio5")
+    pf = node.add_function("pci0000:00/0000:00:05.0", group=7, vfio_dev="vfio5")
     (pf / "virtfn0").symlink_to("../0000:00:05.1")
     node.vfio.plug("0000:00:05.0", group="7", vfio_dev="vfio5")
     async with node.running():
@@ -467,6 +478,79 @@ async def test_a_probe_that_breaks_in_an_unforeseen_way_harms_only_its_answer(
     async with node.running():
         await node.registered(count=1)
         assert answers(node) == {uuid(1): None}
+
+
+class Scripted(Asker):
+    """Answers as the test says: each question waits for an answer and the appearance that gave it."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("/nowhere"), Path("/nowhere"))
+        self.questions = 0
+        self.answers: queue.Queue[tuple[Appearance, Migration]] = queue.Queue()
+
+    def forbidden(self) -> None:
+        return None
+
+    def ask(self, found: FoundDevice) -> tuple[Appearance, Migration]:
+        self.questions += 1
+        return self.answers.get(timeout=20)
+
+
+class NobodyHolds:
+    async def refresh(self) -> Allocations:
+        return {}
+
+
+def seen(number: int) -> Appearance:
+    return Appearance((1, number), (2, number))
+
+
+DEVICE = InventoryDevice(FoundDevice("a", Kind.MDEV, "devices/a", Declaration(Kind.MDEV), driver="d"), POOL)
+
+
+@pytest.fixture
+async def scripted() -> AsyncIterator[tuple[Probes, Scripted]]:
+    asker = Scripted()
+    made = Probes(NobodyHolds(), asker, lambda: None)
+    task = asyncio.create_task(made.run())
+    yield made, asker
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def known(made: Probes) -> tuple[bool, Migration | None]:
+    device = made.applied({"a": DEVICE})["a"]
+    return device.waiting, device.migration
+
+
+async def test_an_answer_of_another_appearance_than_was_scanned_does_not_count(
+    scripted: tuple[Probes, Scripted],
+) -> None:
+    made, asker = scripted
+    made.consider({"a": DEVICE}, {"a": seen(1)})
+    asker.answers.put((seen(2), CAN))
+    await eventually(lambda: asker.answers.empty() and not made._open)
+    assert known(made) == (True, None)
+    made.consider({"a": DEVICE}, {"a": seen(2)})
+    asker.answers.put((seen(2), CANNOT))
+    await eventually(lambda: known(made) == (False, CANNOT))
+    assert asker.questions == 2
+
+
+async def test_a_device_made_anew_while_it_is_asked_is_asked_again_without_another_scan(
+    scripted: tuple[Probes, Scripted],
+) -> None:
+    made, asker = scripted
+    made.consider({"a": DEVICE}, {"a": seen(1)})
+    await eventually(lambda: asker.questions == 1)
+    made.consider({"a": DEVICE}, {"a": seen(2)})
+    await asyncio.sleep(0.05)
+    assert asker.questions == 1
+    asker.answers.put((seen(1), CAN))
+    await eventually(lambda: asker.questions == 2)
+    assert known(made) == (True, None)
+    asker.answers.put((seen(2), CANNOT))
+    await eventually(lambda: known(made) == (False, CANNOT))
 
 
 def link_group(node: World, number: int, group: int) -> None:

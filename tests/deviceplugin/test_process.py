@@ -15,6 +15,7 @@ import yaml
 
 from tests.deviceplugin.world import NODE, POOL, World, uuid
 from tests.support import fleets
+from tests.support.fabricate import add_group_nodes
 from tests.support.sysfs import unpack
 
 
@@ -54,6 +55,7 @@ async def test_process_serves_a_recorded_node_and_ends_on_sigterm(node: World) -
     recorded = node.directory / "recorded"
     recorded.mkdir()
     sysfs = unpack("linux-6.12-debian13-cdev", "2-vfio-mdev", recorded)
+    add_group_nodes(node.dev, sysfs)
     port = free_port()
     process = await start(node, sysfs, port)
     try:

@@ -8,7 +8,8 @@ import pytest
 from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2 as pb
 
 from tests.deviceplugin.world import POOL, World, eventually, uuid
-from tests.support.fabricate import add_function
+
+VF_POOL = "vfio.migcompat.io/pci-15b3-101e"
 
 
 async def test_devices_are_registered_with_both_options(node: World) -> None:
@@ -99,6 +100,27 @@ async def test_device_whose_type_cannot_be_read_stays_unhealthy_in_its_pool(node
         assert set(node.kubelet.resources) == {POOL}
 
 
+async def test_device_that_cannot_be_taken_for_one_now_stays_unhealthy(node: World) -> None:
+    """Its driver cannot be read, so a scan does not see that it is VFIO's; that it has gone is not so."""
+    function = node.add_function("pci0000:00/0000:00:05.0", group=7)
+    async with node.running():
+        await node.registered(VF_POOL)
+        driver = (function / "driver").readlink()
+        (function / "driver").unlink()
+        (function / "driver").touch()
+        await eventually(lambda: node.kubelet.resources[VF_POOL] == {"0000:00:05.0": False})
+        (published,) = node.vfionode.status.devices
+        assert "driver is no readable link" in published.problem
+
+        (function / "driver").unlink()
+        (function / "driver").symlink_to(driver)
+        await eventually(lambda: node.kubelet.resources[VF_POOL] == {"0000:00:05.0": True})
+
+        (node.sysfs / "bus/pci/devices/0000:00:05.0").unlink()
+        await eventually(lambda: VF_POOL not in node.kubelet.plugins)
+        assert node.kubelet.messages[-1] == (VF_POOL, {})
+
+
 async def test_empty_list_when_the_last_device_goes_then_serving_ends(node: World) -> None:
     node.add(1)
     async with node.running():
@@ -132,10 +154,10 @@ async def test_sockets_of_an_earlier_process_are_removed(node: World) -> None:
 
 async def test_pools_are_registered_each_on_its_own(node: World) -> None:
     node.add(1)
-    add_function(node.sysfs, "pci0000:00/0000:00:05.0", group=7, node=1, ids=("0x15b3", "0x101e"))
+    node.add_function("pci0000:00/0000:00:05.0", group=7, node=1, ids=("0x15b3", "0x101e"))
     async with node.running():
         await node.registered()
-        await node.registered("vfio.migcompat.io/pci-15b3-101e")
+        await node.registered(VF_POOL)
         assert node.kubelet.topology["0000:00:05.0"] == [1]
 
 
@@ -161,6 +183,25 @@ async def test_absent_kubelet_is_waited_for(node: World) -> None:
         await node.kubelet.start()
         await node.registered()
         await eventually(lambda: agent.state.problem() is None)
+
+
+@pytest.mark.parametrize("bus", ["mdev", "pci"])
+async def test_a_bus_that_cannot_be_listed_is_a_failed_scan_and_not_a_node_without_devices(
+    node: World, bus: str
+) -> None:
+    node.add(1)
+    async with node.running() as agent:
+        await node.registered()
+        devices = node.sysfs / f"bus/{bus}/devices"
+        devices.rename(node.sysfs / "elsewhere")
+        devices.symlink_to("devices")
+        await eventually(lambda: agent.state.scan_problem)
+        await eventually(lambda: node.vfionode.status.conditions[0].reason == "ScanFailed")
+        assert f"bus/{bus}/devices cannot be listed" in node.vfionode.status.conditions[0].message
+        assert node.kubelet.resources[POOL] == {uuid(1): True}
+        devices.unlink()
+        (node.sysfs / "elsewhere").rename(devices)
+        await eventually(lambda: node.vfionode.status.conditions[0].reason == "Published")
 
 
 @pytest.mark.parametrize("gone", ["bus", "devices"])

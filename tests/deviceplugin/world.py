@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from migcompat.api.cluster import Pod, Workload
 from migcompat.api.meta import ObjectMeta
@@ -22,7 +23,7 @@ from migcompat_deviceplugin.devnodes import DevDir
 
 from tests.deviceplugin.fake_api import FakeApi, running_api
 from tests.support import fleets
-from tests.support.fabricate import add_mdev, make_sysfs
+from tests.support.fabricate import add_device_nodes, add_function, add_mdev, make_sysfs
 from tests.support.kubelet import DeviceManager
 from tests.support.sysfs import set_migration
 from tests.support.uevents import FakeUevents
@@ -61,6 +62,7 @@ class World:
         self.sysfs = make_sysfs(directory)
         self.dev = directory / "dev"
         (self.dev / "vfio/devices").mkdir(parents=True)
+        add_device_nodes(self.dev, "vfio/vfio")
         self.uevents = FakeUevents()
         self.vfio = FakeVfio(self.dev)
         for name in (NODE, SOURCE):
@@ -79,6 +81,7 @@ class World:
         attributes: Mapping[str, str] | None = None,
     ) -> Path:
         """An mdev that accepts its own version, unless *entries* say otherwise; returns its directory."""
+        add_device_nodes(self.dev, f"vfio/{100 + number}")
         device = add_mdev(
             self.sysfs,
             PARENT,
@@ -96,6 +99,11 @@ class World:
         }
         set_migration(device, own, [own] if entries is None else entries)
         return device
+
+    def add_function(self, path: str, *, group: int, **options: Any) -> Path:
+        """A PCI function at ``devices/<path>`` (options as of `fabricate.add_function`), and its node."""
+        add_device_nodes(self.dev, f"vfio/{group}")
+        return add_function(self.sysfs, path, group=group, **options)
 
     def plug(self, number: int, migration: int = STOP_COPY, hang: threading.Event | None = None) -> Plugged:
         """The kernel's side of the device: without it there is no node to open."""

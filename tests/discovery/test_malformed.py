@@ -57,6 +57,12 @@ def test_a_root_that_is_not_there(tmp_path: Path) -> None:
         scan(tmp_path / "nowhere")
 
 
+def test_a_root_that_cannot_be_looked_at_may_be_a_sysfs(tmp_path: Path) -> None:
+    (tmp_path / "bus").symlink_to("bus")
+    with pytest.raises(OSError, match="Too many levels"):
+        scan(tmp_path)
+
+
 @pytest.mark.usefixtures("sound")
 class TestLinksOnTheBus:
     @pytest.mark.parametrize("bus", ["pci", "mdev"])

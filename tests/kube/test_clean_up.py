@@ -68,7 +68,7 @@ class Cluster:
 
     def _all(self, what: str) -> Iterator[Object]:
         if what == "nodes":
-            yield from (node(name, **labels) for name, labels in self.nodes.items())
+            yield from ({"metadata": {"name": name, "labels": labels}} for name, labels in self.nodes.items())
         elif what == "vfionodes":
             yield from ({"metadata": {"name": name}} for name in self.vfionodes)
         elif what == "migrationcompatibilities":

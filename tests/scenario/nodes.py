@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from uuid import NAMESPACE_DNS, uuid5
 
+from tests.support.fabricate import add_group_nodes
 from tests.support.sysfs import set_migration, unpack
 
 KERNEL = "linux-6.12-debian13-cdev"
@@ -93,13 +94,4 @@ def prepare(directory: Path, node: str) -> None:
             upgrade(sysfs, mdev, version)
         else:
             add_mdev(sysfs, mdev, version, 200 + number)
-    character_devices(directory)
-
-
-def character_devices(directory: Path) -> None:
-    """Files where the kernel would have character devices of VFIO groups."""
-    vfio = directory / "dev/vfio"
-    vfio.mkdir(parents=True, exist_ok=True)
-    (vfio / "vfio").touch()
-    for group in (directory / "sys/kernel/iommu_groups").iterdir():
-        (vfio / group.name).touch()
+    add_group_nodes(directory / "dev", sysfs)

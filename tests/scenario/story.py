@@ -17,6 +17,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.kubevirt.timing import Timing
 from tests.scenario import nodes
 from tests.scenario.nodes import ACCEPTING, POOL, REFUSING, SOURCE, UPGRADED
+from tests.support.fabricate import add_group_nodes
 
 TENANT = "tenant-a"
 WITHIN = 60.0
@@ -84,7 +85,7 @@ class Story:
         self.cluster.start_vm("vm-a", TENANT, gpus=[POOL], node_selector=here)
         root = self.cluster.nodes[SOURCE].root
         nodes.add_mdev(root / "sys", nodes.device_id(SOURCE, 1), "2.0.0", 201)
-        nodes.character_devices(root)
+        add_group_nodes(root / "dev", root / "sys")
         self.wait(lambda: self.allocatable(SOURCE) == 2, "the new mdev is advertised")
         self.cluster.start_vm("vm-b", TENANT, gpus=[POOL], node_selector=here)
         # Users pin VMs with other means; here it only made them start on node-1.

@@ -74,6 +74,21 @@ def add_mdev(
     return device
 
 
+def add_device_nodes(dev: Path, *names: str) -> None:
+    """Character devices at these names below *dev*, as links to one that anybody may have."""
+    for name in names:
+        node = dev / name
+        node.parent.mkdir(parents=True, exist_ok=True)
+        if not node.is_symlink():
+            node.symlink_to("/dev/null")
+
+
+def add_group_nodes(dev: Path, sys: Path) -> None:
+    """VFIO's container and a node for each IOMMU group of *sys*."""
+    groups = (group.name for group in (sys / "kernel/iommu_groups").iterdir())
+    add_device_nodes(dev, "vfio/vfio", *(f"vfio/{group}" for group in groups))
+
+
 def write(directory: Path, values: Mapping[str, str]) -> None:
     """One attribute file for each of *values*."""
     for name, value in values.items():

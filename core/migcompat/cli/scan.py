@@ -42,7 +42,7 @@ def scan(
     """List the VFIO devices of this machine and what each says about its migration."""
     try:
         result = scan_tree(sysfs)
-    except ScanError as error:
+    except (ScanError, OSError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(EXIT_UNUSABLE_ARGUMENTS) from error
     if output is Output.JSON:
