@@ -68,3 +68,8 @@ class AllocationsPoller:
         former = self._state.allocations if self._clock() < self._settled_at else None
         self._state.set_allocations({**(former or {}), **allocations})
         return allocations
+
+    async def holders(self) -> Allocations:
+        """Who holds what now, or did and may do so still, as published. Raises KubeletError."""
+        allocations = await self.refresh()
+        return {**(self._state.allocations or {}), **allocations}

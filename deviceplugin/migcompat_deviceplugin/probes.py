@@ -54,8 +54,8 @@ Answer = Migration | NotKnown
 class Holders(Protocol):
     """Who tells which pod holds which device."""
 
-    async def refresh(self) -> Allocations:
-        """The allocations now. Raises KubeletError."""
+    async def holders(self) -> Allocations:
+        """The allocations now, and those that may not be over. Raises KubeletError."""
 
 
 class Asker:
@@ -277,7 +277,7 @@ class Probes:
         end = loop.time() + patience
         while True:
             try:
-                return {id_ for _, id_ in await self._holders.refresh()}
+                return {id_ for _, id_ in await self._holders.holders()}
             except KubeletError:
                 if loop.time() >= end:
                     return None

@@ -57,6 +57,17 @@ async def test_a_restarted_kubelet_frees_nothing_by_not_knowing_its_pods_yet() -
     assert await kubelet.said() == {ONE: B}
 
 
+async def test_who_would_open_a_device_hears_of_former_holders_too() -> None:
+    kubelet = Kubelet()
+    kubelet.holders = {ONE: A, TWO: A}
+    await kubelet.said()
+    kubelet.restart()
+    kubelet.holders = {TWO: B}
+    assert await kubelet.poller.holders() == {ONE: A, TWO: B}
+    kubelet.now = SETTLING
+    assert await kubelet.poller.holders() == {TWO: B}
+
+
 async def test_the_guard_hears_only_what_the_kubelet_says() -> None:
     kubelet = Kubelet()
     kubelet.holders = {ONE: A}

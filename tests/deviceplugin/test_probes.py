@@ -357,6 +357,23 @@ async def test_another_driver_of_an_advertised_device_is_not_known_until_the_dev
     assert asked.asked == 2
 
 
+async def test_a_kubelet_that_does_not_know_its_pods_yet_frees_no_device(node: World) -> None:
+    device = node.add(1)
+    asked = node.plug(1)
+    async with node.running():
+        await node.registered()
+        await node.kubelet.admit("ns", "pod", "compute", {POOL: 1})
+        await eventually(lambda: published(node, 1).allocated_to is not None)
+        await node.kubelet.restart()
+        node.kubelet.release("ns", "pod")
+        driver = (device / "driver").readlink()
+        (device / "driver").rename(device / "before")
+        (device / "driver").symlink_to(driver)
+        await eventually(lambda: answers(node) == {uuid(1): None})
+        await node.registered()
+    assert asked.asked == 1
+
+
 @pytest.mark.usefixtures("hasty")
 async def test_nothing_is_opened_before_pod_resources_has_answered(node: World) -> None:
     node.add(1)
@@ -497,7 +514,7 @@ class Scripted(Asker):
 
 
 class NobodyHolds:
-    async def refresh(self) -> Allocations:
+    async def holders(self) -> Allocations:
         return {}
 
 
