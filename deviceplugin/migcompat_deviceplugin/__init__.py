@@ -7,6 +7,8 @@
 :mod:`.sysfs`          scans in a thread of their own, with a deadline
 :mod:`.wakeups`        when to scan: on the kernel's events, and now and then
 :mod:`.probes`         asking devices, before they are advertised, whether they can migrate
+:mod:`.bootid`         which boot of the machine this is
+:mod:`.problems`       what keeps an agent from its work, as log and conditions say it
 :mod:`.state`          what the agent knows at this moment
 :mod:`.status`         that knowledge as the status of a VFIONode and labels of a Node (pure)
 :mod:`.publisher`      writing both to the API server, only when they change

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from migcompat.kubelet.connection import Identity, KubeletError
+from migcompat.kubelet.connection import Identity, KubeletError, KubeletTooOldError
 from migcompat.kubelet.podresources import Allocations
 
+from migcompat_deviceplugin.problems import Problem, Reason
 from migcompat_deviceplugin.state import State
 
 log = logging.getLogger(__name__)
@@ -52,9 +53,11 @@ class AllocationsPoller:
             try:
                 await self.refresh()
             except KubeletError as error:
-                if not self._state.allocations_problem:
-                    log.warning("holders of devices are not known: %s", error)
-                self._state.set_allocations_problem(str(error))
+                problem = _problem(error)
+                before = self._state.allocations_problem
+                if before is None or before.reason is not problem.reason:
+                    log.warning("holders of devices are not known: %s", problem)
+                self._state.set_allocations_problem(problem)
             await asyncio.sleep(INTERVAL)
 
     async def refresh(self) -> Allocations:
@@ -66,6 +69,8 @@ class AllocationsPoller:
             self._server = server
         allocations = await self._kubelet.allocations()
         former = self._state.allocations if self._clock() < self._settled_at else None
+        if self._state.allocations_problem is not None:
+            log.info("holders of devices are known again")
         self._state.set_allocations({**(former or {}), **allocations})
         return allocations
 
@@ -73,3 +78,11 @@ class AllocationsPoller:
         """Who holds what now, or did and may do so still, as published. Raises KubeletError."""
         allocations = await self.refresh()
         return {**(self._state.allocations or {}), **allocations}
+
+
+def _problem(error: KubeletError) -> Problem:
+    consequence = "meanwhile the guard refuses migration targets; first starts are served"
+    if isinstance(error, KubeletTooOldError):
+        return Problem(Reason.KUBELET_TOO_OLD, f"{error}; {consequence}")
+    hint = "is the kubelet running, with PodResources, and hostPaths.kubelet its --root-dir?"
+    return Problem(Reason.POD_RESOURCES_UNAVAILABLE, f"{error}: {hint} {consequence.capitalize()}")

@@ -18,10 +18,12 @@ from migcompat.vfio.calls import Calls
 
 from migcompat_deviceplugin import metrics
 from migcompat_deviceplugin.allocations import AllocationsPoller
+from migcompat_deviceplugin.bootid import learn_boot_id
 from migcompat_deviceplugin.departure import Departure
 from migcompat_deviceplugin.devnodes import DevDir
 from migcompat_deviceplugin.guard import Guard
 from migcompat_deviceplugin.inquiry import Inquiry
+from migcompat_deviceplugin.inventory import Inventory
 from migcompat_deviceplugin.manager import Manager
 from migcompat_deviceplugin.preferred import Preferred
 from migcompat_deviceplugin.probes import Asker, Probes
@@ -35,13 +37,15 @@ log = logging.getLogger(__name__)
 
 WRITES_PER_SECOND = 2.0
 """Of one agent: a cluster has one on every node."""
+TOLD = 10
+"""Devices whose problems one scan logs."""
 
 
 class Settings(msgspec.Struct, frozen=True):
     """The flags of the command; see docs/reference/device-plugin.md."""
 
     node_name: str
-    boot_id: str
+    boot_id_file: Path = Path("/proc/sys/kernel/random/boot_id")
     namespace: str = ""
     daemonset: str = ""
     sysfs_root: Path = Path("/sys")
@@ -77,22 +81,16 @@ class Agent:
         self._guard = Guard(self.poller, inquiry, self.sysfs, self._probes)
         self._preferred = Preferred(self.state, inquiry)
         self._departure = Departure(client, settings.namespace, settings.daemonset)
-        self.publisher = Publisher(
-            client, settings.node_name, settings.boot_id, self.state, recall=self._probes.recall
-        )
+        self.publisher = Publisher(client, settings.node_name, self.state, recall=self._probes.recall)
         self.manager = Manager(settings.kubelet_dir / "device-plugins", self.state, self._make_server)
 
     async def run(self) -> None:
         """Run until cancelled; then stop serving, without telling the kubelet that devices are gone."""
         health = await serve_health(self.settings.health_bind, lambda: None, self._ready, metrics.REGISTRY)
-        log.info(
-            "agent of node %s, boot %s; health on %s",
-            self.settings.node_name,
-            self.settings.boot_id,
-            health.addresses,
-        )
+        log.info("agent of node %s; health on %s", self.settings.node_name, health.addresses)
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(learn_boot_id(self.settings.boot_id_file, self.state), name="boot id")
                 group.create_task(self._scan(), name="scan")
                 group.create_task(self._probes.run(), name="probes")
                 group.create_task(self.poller.run(), name="allocations")
@@ -137,17 +135,21 @@ class Agent:
 
     async def _scan_when(self, wakeups: Wakeups) -> None:
         told: tuple[object, ...] = ()
+        unusable: dict[str, str] = {}
         event: float | None = None
         while True:
             try:
                 inventory = await self.sysfs.scan()
                 await self._probes.grace()
-                self.state.set_inventory(self._probes.applied(inventory))
+                if self.state.scan_problem is not None:
+                    log.info("%s can be read again", self.sysfs.root)
+                self.state.set_inventory(self._probes.applied(inventory), self.sysfs.problems)
+                unusable = self._tell(inventory, unusable)
             except SysfsError as error:
                 metrics.SCAN_FAILURES.inc()
-                if str(error) != self.state.scan_problem:
+                if error.problem != self.state.scan_problem:
                     log.warning("scan failed, keeping what is known: %s", error)
-                self.state.set_scan_problem(str(error))
+                self.state.set_scan_problem(error.problem)
             else:
                 metrics.SCAN_SECONDS.observe(self.sysfs.seconds)
                 if event is not None:
@@ -160,6 +162,19 @@ class Agent:
             metrics.observe(self.state, len(self.sysfs.problems))
             heard = await wakeups.wait(self.settings.scan_interval)
             event = heard if event is None else event
+
+    def _tell(self, inventory: Inventory, before: dict[str, str]) -> dict[str, str]:
+        """Log whose problems are others than *before*, by id; returns the problems."""
+        problems = {id_: device.found.problem for id_, device in inventory.items() if device.found.problem}
+        news = [f"{id_}: {problem}" for id_, problem in problems.items() if before.get(id_) != problem]
+        for text in news[:TOLD]:
+            log.warning("unhealthy: %s", text)
+        if len(news) > TOLD:
+            log.warning("unhealthy: and %d more, see the VFIONode", len(news) - TOLD)
+        recovered = [id_ for id_ in before if id_ not in problems and id_ in inventory]
+        if recovered:
+            log.info("%d device(s) are healthy again: %s", len(recovered), ", ".join(recovered[:TOLD]))
+        return problems
 
     def _amend(self) -> None:
         self.state.amend(self._probes.applied(self.state.inventory))

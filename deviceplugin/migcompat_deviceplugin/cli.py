@@ -71,15 +71,9 @@ def serve(  # noqa: PLR0917 - typer makes flags of them
         check_absolute("--host-dev", host_dev)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    try:
-        boot_id = boot_id_file.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(
-            f"cannot read {boot_id_file}: {error}", param_hint="--boot-id-file"
-        ) from error
     settings = Settings(
         node_name=node_name,
-        boot_id=boot_id,
+        boot_id_file=boot_id_file,
         namespace=namespace,
         daemonset=daemonset,
         sysfs_root=sysfs_root,

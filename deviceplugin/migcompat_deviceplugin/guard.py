@@ -36,6 +36,8 @@ DEADLINE = 25.0
 WRITE_DEADLINE = 5.0
 HOLDER_TRIES = 4
 HOLDER_PAUSE = 0.5
+HOLDER_PATIENCE = 12.0
+"""Seconds for PodResources; what is left of the deadline is for the API server."""
 
 
 class Holders(Protocol):
@@ -51,6 +53,14 @@ class Refusal(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(f"{reason}: {message}")
         self.reason = reason
+        self.message = message
+
+
+class _NotTold(Refusal):
+    """PodResources does not tell which pod the devices are for."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("PodResourcesUnavailable", message)
 
 
 class Guard:
@@ -78,7 +88,11 @@ class Guard:
         raise GuardRefusedError(f"migcompat guard: {refusal}")
 
     async def _check(self, resource: str, ids: Sequence[str]) -> None:
-        allocations, holder = await self._holder(resource, ids)
+        try:
+            allocations, holder = await self._holder(resource, ids)
+        except _NotTold as silence:
+            await self._check_blindly(resource, ids, silence)
+            return
         try:
             pod = await self._inquiry.pod(holder)
         except ApiError as error:
@@ -99,19 +113,36 @@ class Guard:
 
     async def _holder(self, resource: str, ids: Sequence[str]) -> tuple[Allocations, PodRef]:
         """All allocations, and the one pod that holds *ids*; asks again when the kubelet is late with it."""
-        problem = Refusal("PodUnknown", "PodResources names no pod for the devices")
+        problem: Refusal = _NotTold(f"no answer within {HOLDER_PATIENCE:g} s")
+        until = asyncio.get_running_loop().time() + HOLDER_PATIENCE
         for attempt in range(HOLDER_TRIES):
             await asyncio.sleep(HOLDER_PAUSE if attempt else 0)
             try:
-                allocations = await self._holders.refresh()
+                async with asyncio.timeout_at(until):
+                    allocations = await self._holders.refresh()
             except KubeletError as error:
-                problem = Refusal("PodResourcesUnavailable", str(error))
+                problem = _NotTold(str(error))
                 continue
+            except TimeoutError:
+                break
             holders = {allocations.get((resource, id_)) for id_ in ids}
             if len(holders) == 1 and (holder := holders.pop()) is not None:
                 return allocations, holder
             problem = Refusal("PodUnknown", "PodResources names no pod, or several, for the devices")
         raise problem
+
+    async def _check_blindly(self, resource: str, ids: Sequence[str], silence: Refusal) -> None:
+        """Without PodResources: a first start, if no migration target of this node waits for such devices."""
+        try:
+            targets = await self._inquiry.targets_to_start(resource)
+        except ApiError as error:
+            raise Refusal(silence.reason, f"{silence.message}; {error}") from error
+        if targets:
+            name = f"{targets[0].metadata.namespace}/{targets[0].metadata.name}"
+            raise Refusal(silence.reason, f"{silence.message}; it may be for the migration target {name}")
+        log.warning(
+            "%s of %s: may start, as no migration target waits; %s", ", ".join(ids), resource, silence
+        )
 
     async def _judge(
         self, pod: Pod, resource: str, ids: Sequence[str], held: Sequence[tuple[str, str]]

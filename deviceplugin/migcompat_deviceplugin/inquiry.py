@@ -69,6 +69,16 @@ class Inquiry:
         wanted = [pod for pod in pods.items if resource in pod.asks() and not pod.metadata.deletion_timestamp]
         return sorted(wanted, key=lambda pod: (pod.metadata.creation_timestamp or "", pod.metadata.name))
 
+    async def targets_to_start(self, resource: str) -> list[Pod]:
+        """Migration targets bound to this node that ask for *resource* and may have a container yet to start.
+
+        Raises ApiError.
+        """
+        pods = await self._client.list(
+            PODS, labels=TARGETS_SELECTOR, fields=f"spec.nodeName={self.node_name}"
+        )
+        return [pod for pod in pods.items if resource in pod.asks() and not (pod.is_over or _runs(pod))]
+
     async def rules(self) -> Rules:
         """What judges this node's devices. Raises ApiError."""
         policies, node = await asyncio.gather(
@@ -160,6 +170,13 @@ class Inquiry:
             return await self._client.get(resource, name, namespace)
         except NotFound:
             return None
+
+
+def _runs(pod: Pod) -> bool:
+    """Whether all containers of the pod have started."""
+    statuses = pod.status.container_statuses or ()
+    started = bool(statuses) and all(status.state.waiting is None for status in statuses)
+    return pod.status.phase == "Running" and started
 
 
 def _unpublished(fleet: Fleet, pod: Pod, node: str) -> bool:

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from migcompat.kube.backoff import Backoff
-from migcompat.kubelet.connection import Identity, KubeletError, identity
+from migcompat.kubelet.connection import Identity, KubeletError, KubeletTooOldError, identity
 from migcompat.kubelet.registration import register
 
 from migcompat_deviceplugin import metrics
 from migcompat_deviceplugin.inventory import Device, pools
+from migcompat_deviceplugin.problems import Problem, Reason
 from migcompat_deviceplugin.server import OPTIONS, ResourceServer
 from migcompat_deviceplugin.state import State
 
@@ -32,6 +33,7 @@ TICK = 1.0
 UNHEARD = 5.0
 """Seconds after which a registered resource that nobody listens to is registered again."""
 PREFIX = "migcompat-"
+NOT_YET = Problem(Reason.NOT_REGISTERED, "not registered yet")
 
 MakeServer = Callable[[str, Path], ResourceServer]
 
@@ -45,7 +47,7 @@ class _Served:
     registered_with: Identity | None = None
     heard: float = 0.0
     leaving: bool = False
-    problem: str = "not registered yet"
+    problem: Problem | None = NOT_YET
     retry_at: float = 0.0
     backoff: Backoff = field(default_factory=lambda: Backoff(0.5, 15.0))
 
@@ -128,9 +130,11 @@ class Manager:
         except (KubeletError, OSError) as error:
             served.registered_with = None
             served.retry_at = time.monotonic() + served.backoff.delay()
-            if str(error) != served.problem:
-                log.warning("%s: not registered, trying again: %s", served.resource, error)
-            served.problem = str(error)
+            too_old = isinstance(error, KubeletTooOldError)
+            problem = Problem(Reason.KUBELET_TOO_OLD if too_old else Reason.NOT_REGISTERED, str(error))
+            if problem != served.problem:
+                log.warning("%s: not registered, trying again: %s", served.resource, problem)
+            served.problem = problem
 
     def _needs_registration(self, served: _Served, kubelet: Identity | None) -> bool:
         assert served.server is not None  # noqa: S101 - for the type checker
@@ -147,7 +151,8 @@ class Manager:
         if kubelet is None:
             await self._stop_server(served)
             raise KubeletError(
-                f"{self._kubelet} does not exist: is the kubelet running, is --kubelet-dir right?"
+                f"{self._kubelet} does not exist: is the kubelet running, and hostPaths.devicePlugins the"
+                " directory where it meets device plugins?"
             )
         await self._stop_server(served)
         server = self._make(served.resource, self._dir / self._socket_name(served.resource))
@@ -157,7 +162,7 @@ class Manager:
         await register(self._kubelet, server.socket.name, served.resource, OPTIONS)
         served.registered_with = kubelet
         served.heard = time.monotonic()
-        served.problem = ""
+        served.problem = None
         served.backoff.reset()
         metrics.REGISTRATIONS.labels(served.resource).inc()
         log.info("%s: registered with %d device(s)", served.resource, len(devices))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
@@ -17,13 +18,16 @@ from migcompat.kube.errors import ApiError, Conflict, NotFound
 from migcompat.kube.kinds import NODES, VFIONODES
 from migcompat.kubelet.podresources import Allocations
 
+from migcompat_deviceplugin.problems import Problem, Reason
 from migcompat_deviceplugin.state import State
-from migcompat_deviceplugin.status import build, label_patch, labels, ready
+from migcompat_deviceplugin.status import build, conditions, label_patch, labels
 
 log = logging.getLogger(__name__)
 
 RESYNC = 300.0
 """Seconds after which the objects are read again, to mend what others did to them."""
+RECHECK = 10.0
+"""The same while the Node has another boot id: after a reboot its kubelet says the new one a moment later."""
 
 
 class Publisher:
@@ -36,7 +40,6 @@ class Publisher:
         self,
         client: Client,
         node_name: str,
-        boot_id: str,
         state: State,
         *,
         resync: float = RESYNC,
@@ -44,19 +47,20 @@ class Publisher:
     ) -> None:
         self._client = client
         self._node_name = node_name
-        self._boot_id = boot_id
         self._state = state
         self._resync = resync
         self._recall = recall
         self._item: VFIONode | None = None
         self._written: VFIONodeStatus | None = None
         self._labels: dict[str, str] | None = None
+        self._differs_since: float | None = None
 
     async def run(self) -> None:
         """Publish whenever something changes, and check now and then, until cancelled."""
         backoff = Backoff(0.5, 30.0)
         while True:
-            if not await self._state.to_publish.wait(self._resync * random.uniform(0.8, 1.2)):  # noqa: S311
+            every = RECHECK if self._differs_since is not None else self._resync * random.uniform(0.8, 1.2)  # noqa: S311
+            if not await self._state.to_publish.wait(every):
                 self._forget()
             while self._known():
                 try:
@@ -75,18 +79,26 @@ class Publisher:
     async def publish(self) -> None:
         """Bring VFIONode and labels in line with the state. Raises ApiError."""
         item = self._item or await self._fetch()
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        told = conditions(self._state, item.status.conditions, now)
+        if not self._devices_known():
+            await self._write(item, msgspec.structs.replace(item.status, conditions=told))
+            return
         if self._recall is not None:
-            self._recall(item.status.devices if item.status.boot_id == self._boot_id else [])
+            self._recall(item.status.devices if item.status.boot_id == self._state.boot_id else [])
             self._recall = None
         devices = frozenset((d.resource, d.id) for d in self._state.inventory.values() if not d.waiting)
         status = build(
             self._state.inventory,
             self._allocations(item),
-            boot_id=self._boot_id,
-            condition=ready(self._state),
-            before=item.status.conditions,
-            now=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            boot_id=self._state.boot_id,
+            conditions=told,
         )
+        await self._write(item, status)
+        self._state.set_published(devices)
+        await self._label(labels(status))
+
+    async def _write(self, item: VFIONode, status: VFIONodeStatus) -> None:
         if status not in (item.status, self._written):
             item = await self._client.replace(
                 VFIONODES,
@@ -96,19 +108,22 @@ class Publisher:
             )
             log.info("published %d device(s), %s", len(status.devices), status.conditions[0].reason)
         self._item, self._written = item, status
-        self._state.set_published(devices)
-        await self._label(labels(status))
 
     def _known(self) -> bool:
-        """Whether there is anything true to say: a scan, and an answer or an error of PodResources."""
+        """Whether there is anything true to say: of the devices, or why there is not."""
+        return self._devices_known() or any(self._state.problems())
+
+    def _devices_known(self) -> bool:
+        """Whether there was a scan, in a known boot, and an answer or an error of PodResources."""
         state = self._state
-        return state.scanned and (state.allocations is not None or bool(state.allocations_problem))
+        holders = state.allocations is not None or state.allocations_problem is not None
+        return state.scanned and bool(state.boot_id) and holders
 
     def _allocations(self, item: VFIONode) -> Allocations:
         """Who holds what; while PodResources has not answered this process, what its forerunner published."""
         if self._state.allocations is not None:
             return self._state.allocations
-        if item.status.boot_id != self._boot_id:
+        if item.status.boot_id != self._state.boot_id:
             return {}
         held: dict[tuple[str, str], PodRef] = {}
         for device in item.status.devices:
@@ -119,21 +134,44 @@ class Publisher:
     async def _fetch(self) -> VFIONode:
         """The VFIONode, made if need be and owned by the Node, so that it goes with it."""
         try:
-            return await self._client.get(VFIONODES, self._node_name)
-        except NotFound:
-            pass
-        try:
             node = await self._client.get(NODES, self._node_name)
         except NotFound as error:
             raise NotFound(
                 404, "NoSuchNode", f"there is no Node {self._node_name!r}: check --node-name"
             ) from error
+        self._compare(node.status.node_info.boot_id)
+        try:
+            return await self._client.get(VFIONODES, self._node_name)
+        except NotFound:
+            pass
         owner = OwnerReference("v1", "Node", node.metadata.name, node.metadata.uid)
         item = VFIONode(ObjectMeta(name=self._node_name, owner_references=[owner]))
         try:
             return await self._client.create(VFIONODES, item)
         except Conflict:
             return await self._client.get(VFIONODES, self._node_name)
+
+    def _compare(self, theirs: str) -> None:
+        """Whether the Node's kubelet has the same boot id; for a moment after a reboot it has not."""
+        ours = self._state.boot_id
+        if not ours:
+            return
+        if theirs in ("", ours):
+            self._differs_since = None
+            self._state.set_boot_problem(None)
+            return
+        if self._differs_since is None:
+            self._differs_since = time.monotonic()
+        if time.monotonic() - self._differs_since < RECHECK:
+            return
+        problem = Problem(
+            Reason.BOOT_ID_MISMATCH,
+            f"the boot id is {ours} here and {theirs} for the Node's kubelet, so what is published does not"
+            " count: is hostPaths.bootID the file that the kubelet reads?",
+        )
+        if problem != self._state.boot_problem:
+            log.warning("%s", problem)
+        self._state.set_boot_problem(problem)
 
     async def _label(self, wanted: dict[str, str]) -> None:
         if self._labels == wanted:

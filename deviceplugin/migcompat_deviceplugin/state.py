@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 from migcompat.kubelet.podresources import Allocations
+from migcompat.sysfs.scan import ScanProblem
 
 from migcompat_deviceplugin.inventory import Inventory
+from migcompat_deviceplugin.problems import Problem
 
 
 class Signal:
@@ -37,34 +40,52 @@ class Signal:
 class State:
     """Shared by the tasks of one process, in one event loop.
 
-    ``inventory``: the newest scan. ``scan_problem``: why the newest look at sysfs failed (then the inventory
-    is an older one). ``scanned``: whether there was any. ``allocations``: the newest PodResources answer,
-    None before the first; ``allocations_problem`` why the newest call failed. ``published``: devices whose
-    publication the API server has confirmed, with their resources. ``unregistered``: why a resource is not
-    registered with the kubelet, by name.
+    ``boot_id``: of the running kernel, empty while it is not known; ``boot_problem``: why it is not, or why
+    it does not count. ``inventory``: the newest scan, ``unreadable``: what it could not take for a device.
+    ``scan_problem``: why the newest look at sysfs failed (then the inventory is an older one). ``scanned``:
+    whether there was any. ``allocations``: the newest PodResources answer, None before the first;
+    ``allocations_problem`` why the newest call failed. ``published``: devices whose publication the API
+    server has confirmed, with their resources. ``unregistered``: why a resource is not registered with the
+    kubelet, by name.
 
     ``to_publish`` and ``to_serve`` wake the publisher and the manager.
     """
 
     def __init__(self) -> None:
+        self.boot_id = ""
+        self.boot_problem: Problem | None = None
         self.inventory: Inventory = {}
+        self.unreadable: tuple[ScanProblem, ...] = ()
         self.scanned = False
-        self.scan_problem = ""
+        self.scan_problem: Problem | None = None
         self.allocations: Allocations | None = None
-        self.allocations_problem = ""
+        self.allocations_problem: Problem | None = None
         self.published: frozenset[tuple[str, str]] = frozenset()
         self.publish_problem = "nothing has been published yet"
-        self.unregistered: dict[str, str] = {}
+        self.unregistered: dict[str, Problem] = {}
         self.to_publish = Signal()
         self.to_serve = Signal()
 
-    def set_inventory(self, inventory: Inventory) -> None:
+    def set_boot_id(self, boot_id: str) -> None:
+        """The boot id is known."""
+        self.boot_id, self.boot_problem = boot_id, None
+        self.to_publish.set()
+
+    def set_boot_problem(self, problem: Problem | None) -> None:
+        """The boot id cannot be known, or is not the Node's; None: it is."""
+        if problem != self.boot_problem:
+            self.boot_problem = problem
+            self.to_publish.set()
+
+    def set_inventory(self, inventory: Inventory, unreadable: tuple[ScanProblem, ...] = ()) -> None:
         """A scan went well."""
         changed = inventory != self.inventory or self.scan_problem or not self.scanned
-        self.inventory, self.scan_problem, self.scanned = inventory, "", True
+        self.inventory, self.scan_problem, self.scanned = inventory, None, True
         if changed:
-            self.to_publish.set()
             self.to_serve.set()
+        if changed or unreadable != self.unreadable:
+            self.unreadable = unreadable
+            self.to_publish.set()
 
     def amend(self, inventory: Inventory) -> None:
         """More is known about the devices of the newest scan."""
@@ -73,7 +94,7 @@ class State:
             self.to_publish.set()
             self.to_serve.set()
 
-    def set_scan_problem(self, problem: str) -> None:
+    def set_scan_problem(self, problem: Problem) -> None:
         """A scan failed; the inventory stays."""
         if problem != self.scan_problem:
             self.scan_problem = problem
@@ -82,10 +103,10 @@ class State:
     def set_allocations(self, allocations: Allocations) -> None:
         """PodResources answered."""
         if allocations != self.allocations or self.allocations_problem:
-            self.allocations, self.allocations_problem = allocations, ""
+            self.allocations, self.allocations_problem = allocations, None
             self.to_publish.set()
 
-    def set_allocations_problem(self, problem: str) -> None:
+    def set_allocations_problem(self, problem: Problem) -> None:
         """PodResources did not answer; the allocations stay."""
         if problem != self.allocations_problem:
             self.allocations_problem = problem
@@ -98,19 +119,22 @@ class State:
             self.published = devices
             self.to_serve.set()
 
-    def set_unregistered(self, unregistered: dict[str, str]) -> None:
+    def set_unregistered(self, unregistered: dict[str, Problem]) -> None:
         """Resources that are to be registered but are not, and why."""
         if unregistered != self.unregistered:
             self.unregistered = unregistered
             self.to_publish.set()
 
+    def problems(self) -> Iterator[Problem]:
+        """What keeps the agent from its work, the gravest first."""
+        yield from filter(None, (self.boot_problem, self.scan_problem, self.allocations_problem))
+        for resource, problem in sorted(self.unregistered.items()):
+            yield Problem(problem.reason, f"{resource}: {problem}")
+
     def problem(self) -> str | None:
         """Why the agent is not ready, or None."""
+        for problem in self.problems():
+            return str(problem)
         if not self.scanned:
-            return self.scan_problem or "no scan has ended yet"
-        for problem in (self.scan_problem, self.publish_problem, self.allocations_problem):
-            if problem:
-                return problem
-        for resource, problem in sorted(self.unregistered.items()):
-            return f"{resource}: {problem}"
-        return None
+            return "no scan has ended yet"
+        return self.publish_problem or None

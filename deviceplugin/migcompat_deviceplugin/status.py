@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 from migcompat import __version__
@@ -21,6 +21,7 @@ from migcompat.api.vfionode import (
 from migcompat.engine.declaration import Acceptance, Declaration, Presence, SelfSet
 from migcompat.kubelet.podresources import Allocations
 
+from migcompat_deviceplugin.devnodes import MISSING
 from migcompat_deviceplugin.inventory import Device as InventoryDevice
 from migcompat_deviceplugin.inventory import Inventory
 from migcompat_deviceplugin.state import State
@@ -30,24 +31,46 @@ CONTENT_LIMIT = 512 * 1024
 The rest is for the devices' own fields (1,024 devices take about 0.5 MiB)."""
 
 READY = "Ready"
+DEVICES_USABLE = "DevicesUsable"
 MESSAGE_LIMIT = 1024
 PROBLEM_LIMIT = 256
 
 
+TOLD = 5
+"""Devices that the condition names; ``devices`` has the problem of each."""
+
+
 def ready(state: State) -> Condition:
     """The condition ``Ready``: whether what is published is current and served."""
-    if state.scan_problem:
-        return _not_ready("ScanFailed", state.scan_problem)
-    if state.allocations_problem:
-        return _not_ready("PodResourcesUnavailable", state.allocations_problem)
-    if state.unregistered:
-        resource, problem = min(state.unregistered.items())
-        return _not_ready("NotRegistered", f"{resource}: {problem}")
+    for problem in state.problems():
+        return Condition(READY, "False", problem.reason, problem.message[:MESSAGE_LIMIT])
     return Condition(READY, "True", "Published", "devices are published, registered and their holders known")
 
 
-def _not_ready(reason: str, message: str) -> Condition:
-    return Condition(READY, "False", reason, message[:MESSAGE_LIMIT])
+def devices_usable(state: State) -> Condition:
+    """The condition ``DevicesUsable``: whether each of the devices found may be handed out."""
+    if state.unreadable:
+        told = [f"{problem.path} {problem.message}" for problem in state.unreadable]
+        return _unusable("Unreadable", f"{len(told)} of sysfs cannot be taken for a device", told)
+    bad = {id_: d.found.problem for id_, d in sorted(state.inventory.items()) if d.found.problem}
+    if not bad:
+        return Condition(DEVICES_USABLE, "True", "AllUsable", "")
+    without_nodes = any(problem.startswith(MISSING) for problem in bad.values())
+    told = [f"{id_}: {problem}" for id_, problem in bad.items()]
+    title = f"{len(bad)} of {len(state.inventory)} devices unhealthy"
+    return _unusable("DeviceNodesMissing" if without_nodes else "DevicesUnhealthy", title, told)
+
+
+def _unusable(reason: str, title: str, told: Sequence[str]) -> Condition:
+    more = [f"and {len(told) - TOLD} more"] if len(told) > TOLD else []
+    message = f"{title}: {'; '.join([*told[:TOLD], *more])}"
+    return Condition(DEVICES_USABLE, "False", reason, message[:MESSAGE_LIMIT])
+
+
+def conditions(state: State, before: list[Condition], now: str) -> list[Condition]:
+    """*before* with what is true *now* (RFC 3339); nothing is said of devices before the first scan."""
+    told = set_condition(before, ready(state), now)
+    return set_condition(told, devices_usable(state), now) if state.scanned else told
 
 
 def build(
@@ -55,15 +78,13 @@ def build(
     allocations: Allocations,
     *,
     boot_id: str,
-    condition: Condition,
-    before: list[Condition],
-    now: str,
+    conditions: list[Condition],
 ) -> VFIONodeStatus:
-    """The status to publish; *before* and *now* are for the condition's transition time."""
+    """The status to publish."""
     status = contents(inventory, allocations)
     status.boot_id = boot_id
     status.agent_version = __version__
-    status.conditions = set_condition(before, condition, now)
+    status.conditions = conditions
     return status
 
 

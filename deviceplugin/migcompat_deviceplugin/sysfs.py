@@ -22,6 +22,7 @@ from migcompat.sysfs.scan import BUSES, FoundDevice, ScanError, ScanProblem, Sca
 
 from migcompat_deviceplugin.devnodes import DevDir
 from migcompat_deviceplugin.inventory import Device, Inventory, take
+from migcompat_deviceplugin.problems import Problem, Reason
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,16 @@ T = TypeVar("T")
 
 
 class SysfsError(Exception):
-    """sysfs could not be read as a whole; the text says why."""
+    """sysfs could not be read as a whole; ``reason`` and text say why."""
+
+    def __init__(self, message: str, reason: Reason = Reason.SCAN_FAILED) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    @property
+    def problem(self) -> Problem:
+        """The same as what the agent's condition says."""
+        return Problem(self.reason, str(self))
 
 
 async def in_thread(work: Callable[[], T], deadline: float) -> T:
@@ -110,10 +120,13 @@ class Sysfs:
             raise SysfsError(f"{self.root}: not read within {deadline:g} s") from None
         except SysfsError:
             raise
+        except ScanError as error:
+            raise SysfsError(f"{error} (hostPaths.sys)", Reason.WRONG_HOST_PATH) from error
+        except OSError as error:
+            raise SysfsError(f"{self.root} cannot be read: {error}") from error
         except Exception as error:
             # Whatever a tree of files can do to a scan, it must not end the process that guards migrations.
-            if not isinstance(error, OSError | ScanError):
-                log.exception("%s: the scan itself failed", self.root)
+            log.exception("%s: the scan itself failed", self.root)
             raise SysfsError(f"{self.root}: {type(error).__name__}: {error}") from error
         self.seconds = time.monotonic() - began
         self.problems = result.problems

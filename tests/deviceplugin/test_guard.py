@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 import grpc.aio
 import pytest
 from migcompat.api import names
-from migcompat.api.cluster import Pod
+from migcompat.api.cluster import ContainerState, ContainerStatus, Pod, PodStatus, Waiting
 from migcompat.api.compatibilitypolicy import CompatibilityPolicy
 from migcompat.api.meta import ObjectMeta
 from migcompat.fleet.migrant import Migrant, MigrantDevice, Mode
@@ -321,6 +323,69 @@ async def test_unreachable_pod_resources_refuses(node: World) -> None:
         await eventually(lambda: node.vfionode.status.conditions[0].reason == "PodResourcesUnavailable")
         await node.kubelet.start_pod_resources()
         await node.kubelet.prestart("tenant-a", pod.metadata.name, CONTAINER)
+
+
+async def test_without_pod_resources_a_first_start_is_served(node: World) -> None:
+    """Only migration targets are ever judged; the API server knows of none that waits for such a device."""
+    node.add(1)
+    node.source_vm()
+    other_pool = fleets.pod(
+        "elsewhere", NODE, source=SOURCE, suffix="dst", resources=["a.b/c"], phase="Pending"
+    )
+    arrived = fleets.pod("arrived", NODE, source=SOURCE, suffix="dst")
+    arrived.status = PodStatus("Running", container_statuses=[ContainerStatus(CONTAINER)])
+    over = fleets.pod("over", NODE, source=SOURCE, suffix="dst", phase="Failed")
+    for pod in (other_pool, arrived, over):
+        node.api.put(PODS, pod)
+    async with node.running():
+        await node.registered()
+        await node.kubelet.stop_pod_resources()
+        await node.kubelet.admit("ns", "first-start", CONTAINER, {POOL: 1})
+        await node.kubelet.prestart("ns", "first-start", CONTAINER)
+
+        node.api.broken.add("pods")
+        with pytest.raises(PreStartError, match=r"migcompat guard: PodResourcesUnavailable: .*out of order"):
+            await node.kubelet.prestart("ns", "first-start", CONTAINER)
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        PodStatus("Pending"),
+        PodStatus("Running"),
+        PodStatus("Running", container_statuses=[ContainerStatus("compute", ContainerState(Waiting()))]),
+    ],
+    ids=["pending", "nothing known of its containers", "one container waits"],
+)
+async def test_without_pod_resources_nothing_starts_beside_a_target_that_may(
+    node: World, status: PodStatus
+) -> None:
+    node.add(1)
+    node.source_vm()
+    pod = node.target_pod()
+    pod.status = status
+    node.api.put(PODS, pod)
+    async with node.running():
+        await node.registered()
+        await node.kubelet.stop_pod_resources()
+        await node.kubelet.admit("ns", "first-start", CONTAINER, {POOL: 1})
+        with pytest.raises(
+            PreStartError, match=f"may be for the migration target tenant-a/{pod.metadata.name}"
+        ):
+            await node.kubelet.prestart("ns", "first-start", CONTAINER)
+
+
+async def test_pod_resources_that_hangs_leaves_time_to_ask_the_api_server(
+    node: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.add(1)
+    async with node.running() as agent:
+        await node.registered()
+        await node.kubelet.admit("ns", "first-start", CONTAINER, {POOL: 1})
+        hang = asyncio.Event()
+        monkeypatch.setattr(guard, "HOLDER_PATIENCE", 0.2)
+        monkeypatch.setattr(agent.poller, "refresh", hang.wait)
+        await node.kubelet.prestart("ns", "first-start", CONTAINER)
 
 
 async def test_mode_ignore_counts_only_where_the_admin_allows_it(node: World) -> None:

@@ -126,8 +126,10 @@ async def test_absent_kubelet_is_an_error_with_its_socket(tmp_path: Path) -> Non
 
 async def test_a_kubelet_that_is_back_is_heard_at_once(kubelet: DeviceManager) -> None:
     """A call must not inherit the backoff of an earlier one: the guard asks only for so long."""
-    client = PodResources(kubelet.kubelet_dir / "pod-resources/kubelet.sock")
+    socket = kubelet.kubelet_dir / "pod-resources/kubelet.sock"
+    client = PodResources(socket)
     await kubelet.stop_pod_resources()
+    socket.touch()
     for _ in range(5):
         with pytest.raises(KubeletError, match="UNAVAILABLE"):
             await client.allocations()

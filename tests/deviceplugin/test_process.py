@@ -14,7 +14,6 @@ import pytest
 import yaml
 
 from tests.deviceplugin.world import NODE, POOL, World, uuid
-from tests.support import fleets
 from tests.support.fabricate import add_group_nodes
 from tests.support.sysfs import unpack
 
@@ -33,14 +32,12 @@ async def start(node: World, sysfs: Path, port: int, *flags: str) -> asyncio.sub
     kubeconfig.write_text(
         yaml.safe_dump({"clusters": [cluster], "contexts": [context], "current-context": "c"})
     )
-    boot_id = node.directory / "boot_id"
-    boot_id.write_text(f"{fleets.BOOT}\n")
     return await asyncio.create_subprocess_exec(
         str(Path(sys.executable).with_name("migcompat-device-plugin")),
         f"--sysfs-root={sysfs}",
         f"--dev-root={node.dev}",
         f"--kubelet-dir={node.kubelet.kubelet_dir}",
-        f"--boot-id-file={boot_id}",
+        f"--boot-id-file={node.boot_id}",
         f"--kubeconfig={kubeconfig}",
         f"--health-bind=127.0.0.1:{port}",
         "--scan-interval=0.2",
@@ -107,7 +104,6 @@ async def test_process_that_replaces_a_killed_one_serves_again(node: World) -> N
     [
         ("--log-level=loud", b"loud"),
         ("--resource-domain=devices.kubernetes.io", b"devices.kubernetes.io"),
-        ("--boot-id-file=/nowhere", b"--boot-id-file"),
         ("--host-dev=dev", b"--host-dev dev is not an absolute path"),
     ],
 )

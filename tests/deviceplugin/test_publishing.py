@@ -155,7 +155,7 @@ async def test_what_nothing_tells_of_is_mended_at_the_next_resync(node: World) -
         await eventually(lambda: agent.state.problem() is None)
         node.api.drop("vfionodes", NODE)
         node.labels.pop(names.NODE_MANAGED)
-        publisher = Publisher(node.client, NODE, fleets.BOOT, agent.state, resync=0.05)
+        publisher = Publisher(node.client, NODE, agent.state, resync=0.05)
         task = asyncio.create_task(publisher.run())
         await eventually(lambda: ("vfionodes", "", NODE) in node.api.objects)
         await eventually(lambda: len(node.vfionode.status.devices) == 1)

@@ -21,6 +21,7 @@ from migcompat_deviceplugin.inventory import pools
 
 from tests.cluster.controlplane import ControlPlane
 from tests.deviceplugin.world import eventually
+from tests.support import fleets
 from tests.support.fabricate import add_group_nodes
 from tests.support.kubelet import running_device_manager
 from tests.support.sysfs import add_migration, unpack
@@ -43,13 +44,15 @@ async def test_recorded_node_is_published_as_found(control_plane: ControlPlane) 
         await client.create(NODES, {"metadata": {"name": name, "labels": {"example.org/kept": "true"}}})
         sysfs = unpack("linux-6.12-debian13-cdev", "2-vfio-mdev", directory)
         add_group_nodes(directory / "dev", sysfs)
+        boot_id = directory / "boot_id"
+        boot_id.write_text(fleets.BOOT)
         mdev = next((sysfs / "bus/mdev/devices").iterdir())
         own = {"software_version": "1.0.0", "device_api": "vfio-pci", "type": "t", "aggregator": "2"}
         add_migration(mdev, own, [own, {"software_version": "{v:int"}])
         agent = Agent(
             Settings(
                 node_name=name,
-                boot_id="boot",
+                boot_id_file=boot_id,
                 sysfs_root=sysfs,
                 dev=DevDir(directory / "dev"),
                 kubelet_dir=directory / "kubelet",

@@ -179,7 +179,7 @@ async def test_absent_kubelet_is_waited_for(node: World) -> None:
     node.add(1)
     await node.kubelet.stop()
     async with node.running() as agent:
-        await eventually(lambda: "kubelet.sock" in (agent.state.unregistered.get(POOL) or ""))
+        await eventually(lambda: "kubelet.sock" in str(agent.state.unregistered.get(POOL)))
         await node.kubelet.start()
         await node.registered()
         await eventually(lambda: agent.state.problem() is None)
@@ -211,7 +211,7 @@ async def test_failed_scan_keeps_the_last_state_and_says_so(node: World, gone: s
         await node.registered()
         (node.sysfs / gone).rename(node.sysfs / "elsewhere")
         await eventually(lambda: agent.state.scan_problem)
-        await eventually(lambda: node.vfionode.status.conditions[0].reason == "ScanFailed")
+        await eventually(lambda: node.vfionode.status.conditions[0].reason == "WrongHostPath")
         assert node.kubelet.resources[POOL] == {uuid(1): True}
         (node.sysfs / "elsewhere").rename(node.sysfs / gone)
         await eventually(lambda: node.vfionode.status.conditions[0].reason == "Published")

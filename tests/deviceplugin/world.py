@@ -63,6 +63,8 @@ class World:
         self.dev = directory / "dev"
         (self.dev / "vfio/devices").mkdir(parents=True)
         add_device_nodes(self.dev, "vfio/vfio")
+        self.boot_id = directory / "boot_id"
+        self.boot_id.write_text(f"{fleets.BOOT}\n")
         self.uevents = FakeUevents()
         self.vfio = FakeVfio(self.dev)
         for name in (NODE, SOURCE):
@@ -165,7 +167,7 @@ class World:
     def settings(self, *, allow_loosening: bool = False, scan_interval: float = 0.1) -> Settings:
         return Settings(
             node_name=NODE,
-            boot_id=fleets.BOOT,
+            boot_id_file=self.boot_id,
             namespace=NAMESPACE,
             daemonset=DAEMONSET,
             sysfs_root=self.sysfs,

@@ -11,7 +11,7 @@ from migcompat.engine.declaration import Acceptance, Declaration, Entry, Kind, P
 
 POOL = f"{names.RESOURCE_DOMAIN}/grid-t4-1q"
 TYPE = "GRID-T4-1Q"
-BOOT = "boot-1"
+BOOT = "b0070001-0000-4000-8000-000000000000"
 
 
 def declared(

@@ -73,7 +73,8 @@ class DeviceManager:
     ``resources``: per resource name the devices and whether each is healthy. ``messages``: every
     ListAndWatch message received, in order. ``topology``: NUMA nodes of each device. ``pods``: what each
     container of each pod holds, or is being given. ``registrations``: every Register call that was accepted.
-    ``shown_after``: seconds until PodResources shows an admitted pod.
+    ``shown_after``: seconds until PodResources shows an admitted pod. ``knows_pod_resources``: whether it is
+    new enough to serve that at its next start.
     """
 
     kubelet_dir: Path
@@ -83,6 +84,7 @@ class DeviceManager:
     pods: dict[PodKey, dict[str, dict[str, list[str]]]] = field(default_factory=dict)
     registrations: list[dp.RegisterRequest] = field(default_factory=list)
     shown_after: float = SHOWN_AFTER
+    knows_pod_resources: bool = True
     _shown_at: dict[PodKey, float] = field(default_factory=dict)
     _plugins: dict[str, Plugin] = field(default_factory=dict)
     _server: grpc.aio.Server | None = None
@@ -116,7 +118,8 @@ class DeviceManager:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "kubelet.sock").unlink(missing_ok=True)
         self._pod_resources = grpc.aio.server()
-        pr_grpc.add_PodResourcesListerServicer_to_server(_PodResources(self), self._pod_resources)
+        if self.knows_pod_resources:
+            pr_grpc.add_PodResourcesListerServicer_to_server(_PodResources(self), self._pod_resources)
         self._pod_resources.add_insecure_port(f"unix:{directory / 'kubelet.sock'}")
         await self._pod_resources.start()
 
