@@ -191,6 +191,45 @@ def test_definitions_and_objects_can_be_kept(plane: ControlPlane) -> None:
     assert plane.get("compatpolicy", "mine")["spec"] == {"unknown": "Allow"}
 
 
+def policy(plane: ControlPlane, name: str = "mine") -> None:
+    body = {
+        "apiVersion": "migcompat.io/v1alpha1",
+        "kind": "CompatibilityPolicy",
+        "metadata": {"name": name},
+        "spec": {"unknown": "Allow"},
+    }
+    plane.kubectl("create", "-f", "-", stdin=json.dumps(body))
+
+
+def uids(plane: ControlPlane) -> set[str]:
+    return {item["metadata"]["uid"] for item in plane.get("crd")["items"]}
+
+
+def test_an_upgrade_keeps_the_definitions_and_their_objects(plane: ControlPlane) -> None:
+    """Whatever becomes of crds.keep meanwhile."""
+    install(plane)
+    policy(plane)
+    before = uids(plane)
+    for keep in ("true", "false", "true"):
+        install(plane, "--set", f"crds.keep={keep},logLevel=debug")
+        assert uids(plane) == before
+        annotations = plane.get("crd", "vfionodes.migcompat.io")["metadata"]["annotations"]
+        assert annotations.get("helm.sh/resource-policy") == ("keep" if keep == "true" else None)
+    assert plane.get("compatpolicy", "mine")["spec"] == {"unknown": "Allow"}
+
+
+def test_definitions_are_not_deleted_by_a_value(plane: ControlPlane) -> None:
+    """crds.install=false takes them out of the release, and helm would delete them with all objects."""
+    install(plane)
+    policy(plane)
+    with pytest.raises(ClusterError, match=r"upgrade with crds\.keep=true first"):
+        install(plane, "--set", "crds.install=false")
+    install(plane, "--set", "crds.keep=true")
+    install(plane, "--set", "crds.install=false")
+    assert plane.get("compatpolicy", "mine")["spec"] == {"unknown": "Allow"}
+    install(plane, "--set", "crds.install=false")
+
+
 def test_an_upgrade_brings_new_definitions(plane: ControlPlane) -> None:
     """Helm never upgrades what lies in a chart's crds directory; ours are templates."""
     install(plane)

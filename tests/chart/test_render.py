@@ -17,6 +17,7 @@ from migcompat.api import names
 from tests.chart.support import CHART, NAMESPACE, Object, named, notes, pod_specs, refusal, render
 from tests.cluster.binaries.build import Binaries
 
+PEM = "-----BEGIN CERTIFICATE-----"
 COMPONENTS = {"device-plugin", "operator", "extender"}
 
 
@@ -368,7 +369,7 @@ def test_certificates_of_somebody_else(binaries: Binaries) -> None:
             {"DaemonSet", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"},
         ),
         (
-            "extender.enabled=false",
+            "extender.enabled=false,webhook.enabled=false",
             {"MutatingWebhookConfiguration", "Secret", "Service", "PodDisruptionBudget"},
         ),
     ],
@@ -377,6 +378,62 @@ def test_what_can_be_left_out(binaries: Binaries, value: str, kinds: set[str]) -
     before = {o["kind"] for o in render(binaries)}
     after = {o["kind"] for o in render(binaries, "--set", value)}
     assert before - after == kinds
+
+
+CONTRADICTIONS = {
+    "bindAddress=127.0.0.1": "bindAddress=127.0.0.1: nobody outside a pod could reach it",
+    "bindAddress=localhost": "bindAddress=localhost: nobody outside a pod could reach it",
+    "bindAddress=[::1]": "bindAddress=[::1]: nobody outside a pod could reach it",
+    f"image.tag=v1,image.digest=sha256:{'0' * 64}": "leave image.tag empty",
+    "extender.enabled=false": "set webhook.enabled=false too",
+    "webhook.enabled=false,webhook.failurePolicy=Fail": "every target is made unseen",
+    "extender.port=8080": "extender.port and extender.healthPort are both 8080",
+    "tls.existingSecret=theirs": "tls.existingSecret without tls.caBundle: kube-apiserver would not trust",
+    f"tls.caBundle={PEM}": "tls.caBundle is the CA of the certificate in tls.existingSecret, which is empty",
+    f"tls.existingSecret=theirs,tls.caBundle={PEM},tls.extraNames={{a.b}}": "none is generated",
+    r"operator.podLabels.app\.kubernetes\.io/name=mine": "operator.podLabels has app.kubernetes.io/name",
+    r"extender.podLabels.app\.kubernetes\.io/component=mine": "extender.podLabels has app.kubernetes.io/comp",
+    r"devicePlugin.podLabels.app\.kubernetes\.io/instance=mine": "devicePlugin.podLabels has app.kubernetes",
+}
+
+
+@pytest.mark.parametrize("values", CONTRADICTIONS)
+def test_values_that_contradict_each_other_are_refused(binaries: Binaries, values: str) -> None:
+    said = refusal(binaries, "--set", values)
+    assert "these values contradict each other:" in said
+    assert CONTRADICTIONS[values] in said
+
+
+def test_all_contradictions_are_told_at_once(binaries: Binaries) -> None:
+    said = refusal(binaries, "--set", "extender.enabled=false,bindAddress=127.0.0.1")
+    assert "* bindAddress=127.0.0.1" in said
+    assert "* webhook.enabled=true and extender.enabled=false" in said
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "bindAddress=$(POD_IP)",
+        "bindAddress=[::]",
+        "extender.replicas=1",
+        "extender.enabled=false,webhook.enabled=false,extender.port=8080",
+        r"tls.existingSecret=theirs,webhook.annotations.cert-manager\.io/inject-ca-from=a/b",
+        "tls.existingSecret=theirs,extender.url=https://ext.example.org",
+        "tls.existingSecret=theirs,webhook.enabled=false",
+        f"tls.existingSecret=theirs,tls.caBundle={PEM}",
+        "crds.install=false",
+        "crds.install=false,crds.keep=true",
+        "devicePlugin.privileged=true,devicePlugin.seLinuxType=spc_t",
+        r"operator.podLabels.app\.kubernetes\.io/team=mine",
+    ],
+)
+def test_values_that_only_seem_to_contradict_each_other_are_taken(binaries: Binaries, values: str) -> None:
+    render(binaries, "--set", values)
+
+
+def test_a_single_replica_does_not_block_the_drain_of_its_node(binaries: Binaries) -> None:
+    budget = named(render(binaries, "--set", "extender.replicas=1"), "PodDisruptionBudget")["spec"]
+    assert (budget["maxUnavailable"], "minAvailable" in budget) == (1, False)
 
 
 BAD_VALUES = {

@@ -21,6 +21,8 @@ TRACES = (
     "poddisruptionbudgets"
 )
 
+NO_EXTENDER = {"extender": {"enabled": False}, "webhook": {"enabled": False}}
+
 
 def ours(cluster: Cluster, node: str) -> set[str]:
     labels = cluster.plane.get("node", node)["metadata"]["labels"]
@@ -32,7 +34,7 @@ def started(make: MakeCluster) -> Cluster:
     cluster = make()
     for name in ("node-1", "node-6"):
         cluster.add_node(name, prepare=lambda root, name=name: nodes.prepare(root, name))  # type: ignore[misc]
-    cluster.install_chart({"crds": {"keep": True}, "extender": {"enabled": False}})
+    cluster.install_chart({"crds": {"keep": True}, **NO_EXTENDER})
     cluster.start_vm("vm-a", gpus=[POOL])
     for kind, scope, spec in (
         ("MigrationCompatibility", {"namespace": "default"}, {"virtualMachineInstance": {"name": "vm-a"}}),
@@ -93,7 +95,7 @@ def test_uninstalling_takes_along_what_was_written_and_no_vm(cluster: MakeCluste
 def test_an_upgrade_tells_the_kubelets_nothing(cluster: MakeCluster) -> None:
     c = cluster()
     c.add_node("node-1", prepare=lambda root: nodes.prepare(root, "node-1"))
-    values = {"operator": {"enabled": False}, "extender": {"enabled": False}}
+    values = {"operator": {"enabled": False}, **NO_EXTENDER}
     c.install_chart(values)
     c.start_vm("vm-a", gpus=[POOL])
     before = held(c)

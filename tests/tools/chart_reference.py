@@ -14,7 +14,7 @@ _VALUES_INTRO = """\
 # Values of the chart
 
 Made from `charts/migcompat/values.yaml` by `make manifests`. `values.schema.json` refuses unknown keys and
-wrong values before anything is installed.
+wrong values before anything is installed; of values that contradict each other a sentence says how.
 
 | value | default | meaning |
 |---|---|---|

@@ -44,6 +44,7 @@ def manifests(programs: Binaries) -> str:
         [
             *(programs.helm, "template", "migcompat", str(CHART), "--namespace", NAMESPACE),
             *("--set", "tls.existingSecret=migcompat-extender-tls"),
+            *("--set", r"webhook.annotations.migcompat\.io/ca-bundle=deploy/certificates.sh"),
             "--no-hooks",
         ],
         capture_output=True,
