@@ -21,6 +21,7 @@ from tests.cluster.binaries.build import BuildError
 from tests.cluster.certificates import Authority
 from tests.cluster.controlplane import ClusterError, ControlPlane
 from tests.cluster.processes import Process
+from tests.support.fabricate import add_group_nodes
 from tests.support.kubelet import running_device_manager
 from tests.support.vfs import make_vfs
 
@@ -88,12 +89,13 @@ def _prepare(plane: ControlPlane) -> None:
 
 def _run(plane: ControlPlane, scratch: Path) -> dict[str, dict[str, float]]:
     """PSS and RSS by name; all run side by side, so that PSS is shared as on a node."""
-    (scratch / "dev").mkdir()
+    sysfs = make_vfs(scratch / "host", VFS, declare=True)
+    add_group_nodes(scratch / "dev", sysfs)
     certificate = Authority(scratch).issue("extender", hosts=("127.0.0.1",))
     arguments = {
         "migcompat-device-plugin": [
             f"--node-name={NODE}",
-            f"--sysfs-root={make_vfs(scratch / 'host', VFS, declare=True)}",
+            f"--sysfs-root={sysfs}",
             f"--dev-root={scratch / 'dev'}",
             f"--kubelet-dir={scratch / 'kubelet'}",
         ],
