@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -84,11 +83,16 @@ def pods(cluster: NodeCluster, vm: str) -> list[Object]:
 
 
 def assert_lives(cluster: NodeCluster, before: Launcher) -> None:
-    """The VM's container is the same one, its process too, and it still holds its devices."""
-    os.kill(before.pid, 0)
-    assert launcher(cluster, before.vm) == before
-    pod = next(p for p in pods(cluster, before.vm) if p["metadata"]["name"] == before.pod)
-    assert pod["status"]["phase"] == "Running"
+    """The VM's container is the same one, its process too, and it still holds its devices.
+
+    A kubelet that has just been started may take a moment to say so.
+    """
+    cluster.wait(
+        lambda: launcher(cluster, before.vm) == before,
+        f"{before} lives on",
+        within=10,
+        on_failure=lambda: str([(p["metadata"]["name"], p["status"]) for p in pods(cluster, before.vm)]),
+    )
 
 
 def end(cluster: NodeCluster, *vms: str) -> None:
