@@ -15,7 +15,10 @@ from migcompat.logs import LEVELS, set_up
 from migcompat_extender.app import Options, run
 from migcompat_extender.settings import DEFAULT_MAX_NAMES, DEFAULT_MAX_REQUEST_BYTES, Settings
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+
+@app.command()
 def extender(
     *,
     tls_cert: Annotated[Path, typer.Option(help="Server certificate chain, PEM. Reloaded when it changes.")],
@@ -99,4 +102,4 @@ def extender(
 
 def main() -> None:
     """Run the command."""
-    typer.run(extender)
+    app()
