@@ -32,7 +32,7 @@ LEFT_OUT = (
 """Names of files and directories of the standard library (and of packages) that are not copied."""
 
 LANGUAGES = ("pygments/lexers/[a-z]*.py", "pygments/styles/[a-z]*.py")
-"""How Rich would colour programs of every language; typer, which brings it, shows none."""
+"""How Rich would colour source code: typer brings it for tracebacks, and ours are plain."""
 
 LOADED_BY_NAME = ("libgcc_s.so.1",)
 """What glibc opens by itself when a thread is ended (pthread_exit), so that no program names it."""
@@ -75,7 +75,7 @@ class Assembly:
         place = self.path(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, place)
-        place.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
+        place.chmod(0o755 if is_elf(source) else 0o644)
         self.copied.add(source)
 
     def copy_all(self, files: Iterable[Path]) -> None:

@@ -35,7 +35,7 @@ _DEADLINE = 900.0
 _KEPT = 3
 """Archives that stay in the cache: other runs may be reading them."""
 
-_PIP = Path("/etc/xdg/pip")
+PIP = Path("/etc/xdg/pip")
 """Where pip looks for settings of the whole machine, and nothing of the image lies."""
 
 _PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "retries")
@@ -49,10 +49,16 @@ def image() -> Path:
     processes that ask at the same time build once.
 
     Raises:
-        tests.support.longrun.LongRunError: the build failed, with the end of its output.
+        tests.cluster.binaries.build.BuildError: the build failed, with the end of its output.
         tests.node.debian.DebianError: not root, or what it needs of Debian cannot be had.
     """
-    home = build.cache() / "image"
+    try:
+        return _cached(build.cache() / "image")
+    except longrun.LongRunError as error:
+        raise build.BuildError(str(error)) from error
+
+
+def _cached(home: Path) -> Path:
     with longrun.locked(home / "lock", "image"), _scratch(home) as scratch:
         context = scratch / "context"
         _copy_context(context)
@@ -100,12 +106,12 @@ class _Builder:
         self._run("containers of interrupted builds", "rm", "--all")
         based_on = self._base()
         settings = self._scratch / "pip"
-        _write_pip_settings(settings)
+        write_pip_settings(settings)
         # The dependencies get a name, so that pruning spares them.
         for name, selection in ((_DEPENDENCIES, ("--target", "dependencies")), (IMAGE, ())):
             self._run(
                 "image", "build", "--layers", "--isolation", "chroot", "--network", "host", "--pull-never",
-                "--volume", f"{settings}:{_PIP}:ro", "--build-arg", f"BASE={based_on}", "--timestamp", "0",
+                "--volume", f"{settings}:{PIP}:ro", "--build-arg", f"BASE={based_on}", "--timestamp", "0",
                 "--tag", name, *selection, str(context),
             )  # fmt: skip
         self._run("image", "push", IMAGE, f"docker-archive:{archive}")
@@ -171,7 +177,7 @@ def _overlay_mounts(scratch: Path) -> bool:
     return subprocess.run(mount, capture_output=True, timeout=60, check=False).returncode == 0
 
 
-def _write_pip_settings(directory: Path) -> None:
+def write_pip_settings(directory: Path) -> None:
     """Writes this machine's package index and certificates for the pip inside the build.
 
     They are mounted into the build and so become part of nothing.
@@ -191,7 +197,7 @@ def _write_pip_settings(directory: Path) -> None:
     certificates = _certificates(values.get("cert"))
     if certificates:
         shutil.copy(certificates, directory / "ca.crt")
-        lines.append(f"cert = {_PIP}/ca.crt")
+        lines.append(f"cert = {PIP}/ca.crt")
     (directory / "pip.conf").write_text("\n".join(["[global]", *lines, ""]))
 
 
@@ -210,7 +216,7 @@ def main() -> None:
     """Builds the image; says how large it is, and where."""
     try:
         path = image()
-    except (longrun.LongRunError, debian.DebianError) as error:
+    except (build.BuildError, debian.DebianError) as error:
         sys.exit(f"error: {error}")
     layers = Archive(path).layers()
     for name, unpacked, compressed in (
