@@ -33,6 +33,9 @@ test: venv  ## all tests, against the real parts (built once into the cache)
 test-node: venv  ## real kubelets, containerd and the image (root on Debian; installs what it needs)
 	@$(BIN)/python -m tests.node
 
+test-kernel: venv  ## the agent in a booted kernel with mdevs and VFs (root on Debian; QEMU without KVM)
+	@$(BIN)/python -m tests.kernel
+
 lint: venv  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
