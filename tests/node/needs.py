@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.binaries.build import Binaries, NodeBinaries, binaries, node_binaries
-from tests.image import build as image
+import tests.image.build as image
 from tests.node import debian, images
 
 COMMANDS = {
