@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.binaries.build import Binaries, NodeBinaries, binaries, node_binaries
 import tests.image.build as image
+from tests.cluster.binaries.build import Binaries, NodeBinaries, binaries, node_binaries
 from tests.node import debian, images
 
 COMMANDS = {
