@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.kernel import image, machine
-from tests.kernel.image import ROOT, Image
-from tests.support import longrun
+from tests.kernel.image import HERE, ROOT, Image
 
-DEADLINE = 420.0
+DEADLINE = 540.0
 """Seconds from switching the machine on until it is off again."""
 SOURCES = ("core", "deviceplugin", "tests/support", "tests/deviceplugin", "tests/kernel", "pyproject.toml")
 """What the machine sees of this repository."""
@@ -31,7 +30,7 @@ class GuestError(Exception):
 
 
 class GuestRun:
-    """Boots a machine that runs the tests *selected* (pytest's node ids), one after another.
+    """Boots a machine that runs the tests *selected* (pytest's node ids), one after another, by *script*.
 
     ``boot_seconds``: from switching it on until its first program runs, 0.0 before that.
 
@@ -39,7 +38,14 @@ class GuestRun:
         LongRunError: a file of ours is no Python.
     """
 
-    def __init__(self, made: Image, selected: Sequence[str], deadline: float = DEADLINE) -> None:
+    def __init__(
+        self,
+        made: Image,
+        selected: Sequence[str],
+        *,
+        script: Path = HERE / "guest.sh",
+        deadline: float = DEADLINE,
+    ) -> None:
         self.boot_seconds = 0.0
         self._deadline = deadline
         self._reports: dict[str, list[Report]] = {}
@@ -49,7 +55,7 @@ class GuestRun:
         self._stack = ExitStack()
         self.directory = self._stack.enter_context(machine.run_directory())
         try:
-            _lay_out(self.directory, made, selected)
+            _lay_out(self.directory, made, selected, script)
             self._start = time.monotonic()
             self._process = machine.boot(made, self.directory)
         except BaseException:
@@ -79,19 +85,6 @@ class GuestRun:
                     self._last_words(f"the machine was not done after {self._deadline:.0f} s; it was ended")
                 )
             time.sleep(_POLL)
-
-    def wait_until_off(self) -> float:
-        """Waits for the machine's end; seconds that it was on.
-
-        Raises:
-            GuestError: it has not ended in time.
-        """
-        while self._process.exit_code() is None:
-            if time.monotonic() - self._start > self._deadline:
-                self._process.kill()
-                raise GuestError(self._last_words("the machine does not switch itself off; it was ended"))
-            time.sleep(_POLL)
-        return time.monotonic() - self._start
 
     def close(self) -> None:
         """Ends the machine and removes what it wrote."""
@@ -132,7 +125,7 @@ class GuestRun:
         return f"{what}\n--- its tests said:\n{said}\n--- its console:\n{self._process.tail(_TAIL).strip()}"
 
 
-def _lay_out(directory: Path, made: Image, selected: Sequence[str]) -> None:
+def _lay_out(directory: Path, made: Image, selected: Sequence[str], script: Path) -> None:
     source = directory / "source"
     for name in SOURCES:
         here, there = ROOT / name, source / name
@@ -142,7 +135,7 @@ def _lay_out(directory: Path, made: Image, selected: Sequence[str]) -> None:
         else:
             shutil.copy(here, there)
     image.compile_all(made.root, source, "/mnt/source")
-    shutil.copy(image.HERE / "guest.sh", source)
+    shutil.copy(script, source / "guest.sh")
     (source / "selected").write_text("".join(f"{node_id}\n" for node_id in selected))
     (directory / "out").mkdir()
 
@@ -150,6 +143,3 @@ def _lay_out(directory: Path, made: Image, selected: Sequence[str]) -> None:
 def _words(longrepr: object) -> str:
     """What pytest wrote of a failed import."""
     return str(longrepr.get("longrepr") or longrepr) if isinstance(longrepr, dict) else str(longrepr)
-
-
-__all__ = ["DEADLINE", "GuestError", "GuestRun", "longrun"]

@@ -161,12 +161,12 @@ def reset() -> None:
     """As after the boot: no mdev, no VF, every function with the host's driver."""
     for name in mdevs():
         remove(name)
-    for path in list(PCI.iterdir()):
-        if path.exists() and driver(path.name) == VFIO_PCI:
-            unbind(path.name)
-            write(path / "driver_override", "\n")
     for ids in (NVME, IGB):
         set_vfs(physical_function(ids), 0)
+    for path in PCI.iterdir():
+        if driver(path.name) == VFIO_PCI:
+            unbind(path.name)
+            write(path / "driver_override", "\n")
     for ids in (NVME, IGB):
         for address in functions(ids):
             if not driver(address):

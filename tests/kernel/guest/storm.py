@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 
 from tests.kernel.guest import hardware
 from tests.kernel.guest.hardware import EDU, IGB, NVME, PCI, read
@@ -29,10 +28,9 @@ class Storm:
         self._spare = hardware.functions(EDU)
         self._pfs = [hardware.physical_function(ids) for ids in (NVME, IGB)]
 
-    def blow(self, seconds: float) -> None:
-        """Change after change for so long."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+    def blow(self, changes: int) -> None:
+        """So many changes, one after another."""
+        while self.changes < changes:
             self.change()
 
     def change(self) -> None:

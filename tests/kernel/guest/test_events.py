@@ -24,7 +24,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 MTTY = f"{hardware.DOMAIN}/mtty-1"
 CYCLES = 1
 FLURRIES = 8
-STORM = 8.0
+STORM = 400
+"""Changes."""
 OVERRUN = 100
 """Mdevs made and removed; each is some ten events, and the socket holds a few hundred."""
 
@@ -179,17 +180,18 @@ async def test_after_a_storm_the_kubelet_knows_what_the_kernel_has(
 ) -> None:
     storm = Storm(seed)
     heard = await node.agent.metric("migcompat_agent_uevents_total")
+    start = time.perf_counter()
     with Counted() as counted:
         await asyncio.to_thread(storm.blow, STORM)
+        blew = time.perf_counter() - start
     took = await node.settled()
-    assert storm.changes > 50
     assert await node.agent.metric("migcompat_agent_uevents_total") > heard
     await node.comes_true(
         lambda: node.published.keys() == {id_ for devices in node.view.values() for id_ in devices}
     )
-    figure(f"storm of {STORM:g} s, seed {seed}: changes", storm.changes, "")
-    figure(f"storm of {STORM:g} s, seed {seed}: events of the kernel", counted.events, "")
-    figure(f"storm of {STORM:g} s, seed {seed}: from its end until all is known", took, "s")
+    figure(f"storm of {STORM} changes, seed {seed}: its length", blew, "s")
+    figure(f"storm of {STORM} changes, seed {seed}: events of the kernel", counted.events, "")
+    figure(f"storm of {STORM} changes, seed {seed}: from its end until all is known", took, "s")
     figure("resident memory of the agent after a storm", node.agent.resident(), "MiB")
 
 

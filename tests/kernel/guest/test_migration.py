@@ -16,7 +16,7 @@ from tests.kernel.guest.conftest import Figure
 
 TYPES = ("mtty-1", "mtty-2")
 REFUSALS = {("mtty-1", "mtty-2"): errno.EFAULT, ("mtty-2", "mtty-1"): errno.ENOMEM}
-"""Another number of ports, a longer stream than it knows (``mtty_resume_write``, samples/vfio-mdev/mtty.c)."""
+"""Another number of ports; a longer stream than it knows (``mtty_resume_write``)."""
 
 
 def policy(type_id: str) -> Policy:

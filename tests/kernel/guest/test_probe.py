@@ -24,7 +24,7 @@ STATES = {
     vfio.P2P: MigrationState.P2P,
     vfio.PRE_COPY: MigrationState.PRE_COPY,
 }
-ASKED = 9
+ASKED = 5
 CANNOT = Migration(False)
 CAN = Migration(True, tuple(STATES.values()))
 
