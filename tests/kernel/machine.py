@@ -27,6 +27,8 @@ _PREFIX = "mc-kernel-"
 _DISK = 16 * 1024 * 1024
 _KERNEL = (
     "console=ttyS0 quiet loglevel=4 rdinit=/init intel_iommu=on mitigations=off nokaslr tsc=reliable"
+    # On a busy host the emulated timer may be late for the kernel's check of it at boot.
+    " no_timer_check"
     # A kernel that has lost its way ends, with its last words on the console.
     " panic=-1 oops=panic"
 )
