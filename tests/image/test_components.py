@@ -90,9 +90,13 @@ def until(check: Callable[[], bool], container: Container, what: str) -> None:
 def serves_until_it_is_told(container: Container, *, why_not_ready: str) -> None:
     """Alive, not ready for a reason that it says, ends by SIGTERM though it is process 1."""
     until(lambda: container.get(f"http://{HEALTH}/healthz")[0] == 200, container, "/healthz")
-    status, body = container.get(f"http://{HEALTH}/readyz")
-    assert status == 503
-    assert why_not_ready in body
+
+    def says_why() -> bool:
+        status, body = container.get(f"http://{HEALTH}/readyz")
+        assert status == 503
+        return why_not_ready in body
+
+    until(says_why, container, f"/readyz: {why_not_ready}")
     assert container.get(f"http://{HEALTH}/metrics")[0] == 200
     until(
         lambda: "Connect call failed ('127.0.0.1', 6443)" in container.output(),
@@ -163,7 +167,7 @@ def test_device_plugin(start: Start, account: Mapping[str, Volume], sysfs: Path,
     """As root, because the kubelet's directories and sysfs's attributes are root's; with no capability."""
     for name in ("dev", "device-plugins", "pod-resources"):
         (shared / name).mkdir()
-    (shared / "boot_id").write_text("a boot\n")
+    (shared / "boot_id").write_text("0c4b2d8e-6a0f-4b0e-9d4e-1f1d5f3b7a01\n")
     container = start(
         "migcompat-device-plugin",
         "--sysfs-root=/host/sys",
@@ -182,7 +186,9 @@ def test_device_plugin(start: Start, account: Mapping[str, Volume], sysfs: Path,
         environment=POD,
         uid=0,
     )
-    serves_until_it_is_told(container, why_not_ready="vfionodes/node-1")
+    serves_until_it_is_told(
+        container, why_not_ready="/host/kubelet/pod-resources/kubelet.sock does not exist"
+    )
     needs_nothing_of(container, "kopf", "yaml")
     assert "grpc" in container.imported()
 
