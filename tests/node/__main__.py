@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,8 @@ _NONE_CHOSEN = 5  # pytest.ExitCode.NO_TESTS_COLLECTED; importing pytest takes l
 
 def main() -> int:
     """Gets what is needed, then runs tests or holds a cluster in namespaces of their own; exit status."""
+    # A shell starts background jobs with SIGINT ignored, and Python leaves it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     begun = time.monotonic()
     arguments = sys.argv[1:]
     try:
