@@ -52,13 +52,7 @@ def image() -> Path:
         tests.cluster.binaries.build.BuildError: the build failed, with the end of its output.
         tests.node.debian.DebianError: not root, or what it needs of Debian cannot be had.
     """
-    try:
-        return _cached(build.cache() / "image")
-    except longrun.LongRunError as error:
-        raise build.BuildError(str(error)) from error
-
-
-def _cached(home: Path) -> Path:
+    home = build.cache() / "image"
     with longrun.locked(home / "lock", "image"), _scratch(home) as scratch:
         context = scratch / "context"
         _copy_context(context)
@@ -137,8 +131,8 @@ class _Builder:
         command = [*longrun.NAMESPACES, *self._buildah, *arguments]
         try:
             return longrun.run(name, command, deadline=_DEADLINE, environment=environment)
-        except longrun.LongRunError as error:
-            raise longrun.LongRunError(f"{error}\nTo begin anew: rm -r {self._storage}") from error
+        except build.BuildError as error:
+            raise build.BuildError(f"{error}\nTo begin anew: rm -r {self._storage}") from error
 
 
 def _copy_context(context: Path) -> None:

