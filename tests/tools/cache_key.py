@@ -14,7 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SOURCES = (
     "requirements.lock",
+    "requirements-build.lock",
     "requirements-dev.lock",
+    "Dockerfile",
     "deploy/image",
     "tests/cluster/binaries",
     "tests/image",
