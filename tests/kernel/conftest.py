@@ -105,7 +105,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     made = stash[_IMAGE]
     assert isinstance(made, image.Image)
     figures = stash.setdefault(_FIGURES, Figures())
-    figures.add("set-up of the image, cold", made.seconds, "s")
+    figures.add("set-up of the image when it was built", made.seconds, "s")
     figures.add("boot until its first test is loaded", run.boot_seconds, "s")
     run.close()
 

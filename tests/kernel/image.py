@@ -43,6 +43,8 @@ _IMAGE_DEADLINE = 900.0
 _SITE_DEADLINE = 300.0
 _COMPILE_DEADLINE = 120.0
 _APT_DEADLINE = 60.0
+_SECONDS = ".seconds"
+"""File in each part: how long building it took."""
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _RELEASES = re.compile(r"'(?P<mirror>[^']+)/dists/(?P<suite>[^/']+)/InRelease'")
 _NAMES = {"stable", "oldstable", "testing", "unstable", "sid"}
@@ -63,7 +65,7 @@ class ImageError(RuntimeError):
 
 @dataclass(frozen=True)
 class Image:
-    """Where the parts are. ``seconds``: how long building took in this process, 0.0 if all was there.
+    """Where the parts are. ``seconds``: how long building them took, whenever that was.
 
     ``root`` is a Debian tree with QEMU and Python in it, ``site`` holds Python packages for the guest.
     """
@@ -90,15 +92,14 @@ def image() -> Image:
     Raises:
         ImageError: not root, no Debian tools, no mirror, or a step failed (with the end of its output).
     """
-    start = time.monotonic()
     scripts = [(HERE / name).read_text(encoding="utf-8") for name in ("image.sh", "init")]
     try:
-        home, made = _once("image", _digest(SUITE, *scripts), _make_image)
+        home = _once("image", _digest(SUITE, *scripts), _make_image)
         made_of = _digest(PYTHON, str(GLIBC), SITE, *_requirements())
-        site, fetched = _once("site", made_of, lambda directory: _make_site(directory, home / "root"))
+        site = _once("site", made_of, lambda directory: _make_site(directory, home / "root"))
     except longrun.LongRunError as error:
         raise ImageError(f"the kernel's image could not be built: {error}") from error
-    seconds = time.monotonic() - start if made or fetched else 0.0
+    seconds = sum(float((part / _SECONDS).read_text(encoding="ascii")) for part in (home, site))
     return Image(home / "vmlinuz", home / "initrd.cpio", home / "root", site, seconds)
 
 
@@ -121,27 +122,29 @@ def compile_all(root: Path, directory: Path, seen_at: str) -> None:
     longrun.run("kernel: compiling", [*python, *where], deadline=_COMPILE_DEADLINE, environment=environment)
 
 
-def _once(name: str, key: str, make: Callable[[Path], None]) -> tuple[Path, bool]:
-    """The cached directory, and whether *make* has just filled it. It appears whole or not at all."""
+def _once(name: str, key: str, make: Callable[[Path], None]) -> Path:
+    """The cached directory, filled by *make* if it is not there. It appears whole or not at all."""
     parent = build.cache() / "kernel"
     home = parent / f"{name}-{key}"
     if home.is_dir():
-        return home, False
+        return home
     with longrun.locked(parent / f"{name}.lock", f"kernel {name}"):
         if home.is_dir():
-            return home, False
+            return home
         for remains in parent.glob(
             f".{name}-*"
         ):  # of runs that were killed: we hold the lock, so nobody uses them
             shutil.rmtree(remains)
         scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent))
+        start = time.monotonic()
         try:
             make(scratch)
+            (scratch / _SECONDS).write_text(f"{time.monotonic() - start:.1f}\n", encoding="ascii")
             scratch.chmod(0o755)
             scratch.rename(home)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    return home, True
+    return home
 
 
 def _digest(*parts: str) -> str:
