@@ -36,6 +36,20 @@ def memory(path: str) -> dict[str, int]:
     return {name: int(value) for name, value in (line.split() for line in lines)}
 
 
+def resident(path: str) -> int:
+    """Bytes of anonymous memory in a cgroup without children."""
+    statistics = memory(path)
+    return statistics["anon"] if "anon" in statistics else statistics["rss"]
+
+
+def working_set(path: str) -> int:
+    """Bytes that a cgroup uses without page cache that is easily given back, as the kubelet reckons."""
+    used = MEMORY / path / ("memory.current" if CGROUPS == MEMORY else "memory.usage_in_bytes")
+    statistics = memory(path)
+    cold = statistics.get("total_inactive_file", statistics["inactive_file"])
+    return max(0, int(used.read_text()) - cold)
+
+
 def _hand_down(cgroup: Path) -> None:
     for name in (cgroup / "cgroup.controllers").read_text().split():
         with contextlib.suppress(OSError):
