@@ -241,7 +241,7 @@ async def test_a_device_is_asked_when_it_turns_healthy_for_the_first_time(node: 
         assert asked.asked == 0
         (device / "driver").symlink_to(driver)
         await node.registered(count=1)
-        assert answers(node) == {uuid(1): CAN}
+        await eventually(lambda: answers(node) == {uuid(1): CAN})
     assert asked.asked == 1
 
 
