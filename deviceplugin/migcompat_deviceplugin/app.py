@@ -16,7 +16,7 @@ from migcompat.kubelet.podresources import PodResources
 from migcompat.sysfs.uevents import Listener, listen
 from migcompat.vfio.calls import Calls
 
-from migcompat_deviceplugin import metrics
+from migcompat_deviceplugin import flaws, metrics
 from migcompat_deviceplugin.allocations import AllocationsPoller
 from migcompat_deviceplugin.bootid import learn_boot_id
 from migcompat_deviceplugin.departure import Departure
@@ -136,6 +136,7 @@ class Agent:
     async def _scan_when(self, wakeups: Wakeups) -> None:
         told: tuple[object, ...] = ()
         unusable: dict[str, str] = {}
+        flawed: dict[str, str] = {}
         event: float | None = None
         while True:
             try:
@@ -144,7 +145,10 @@ class Agent:
                 if self.state.scan_problem is not None:
                     log.info("%s can be read again", self.sysfs.root)
                 self.state.set_inventory(self._probes.applied(inventory), self.sysfs.problems)
-                unusable = self._tell(inventory, unusable)
+                problems = {id_: d.found.problem for id_, d in inventory.items() if d.found.problem}
+                unusable = _tell("unhealthy", problems, unusable, inventory, "healthy again")
+                found = flaws.find(inventory).problems
+                flawed = _tell("flawed declaration", found, flawed, inventory, "understood again")
             except SysfsError as error:
                 metrics.SCAN_FAILURES.inc()
                 if error.problem != self.state.scan_problem:
@@ -163,19 +167,6 @@ class Agent:
             heard = await wakeups.wait(self.settings.scan_interval)
             event = heard if event is None else event
 
-    def _tell(self, inventory: Inventory, before: dict[str, str]) -> dict[str, str]:
-        """Log whose problems are others than *before*, by id; returns the problems."""
-        problems = {id_: device.found.problem for id_, device in inventory.items() if device.found.problem}
-        news = [f"{id_}: {problem}" for id_, problem in problems.items() if before.get(id_) != problem]
-        for text in news[:TOLD]:
-            log.warning("unhealthy: %s", text)
-        if len(news) > TOLD:
-            log.warning("unhealthy: and %d more, see the VFIONode", len(news) - TOLD)
-        recovered = [id_ for id_ in before if id_ not in problems and id_ in inventory]
-        if recovered:
-            log.info("%d device(s) are healthy again: %s", len(recovered), ", ".join(recovered[:TOLD]))
-        return problems
-
     def _amend(self) -> None:
         self.state.amend(self._probes.applied(self.state.inventory))
 
@@ -192,6 +183,21 @@ class Agent:
             preferred=self._preferred,
             guard=self._guard,
         )
+
+
+def _tell(
+    what: str, problems: dict[str, str], before: dict[str, str], inventory: Inventory, mended: str
+) -> dict[str, str]:
+    """Log which *problems*, by device id, are others than *before*; returns *problems*."""
+    news = [f"{id_}: {problem}" for id_, problem in problems.items() if before.get(id_) != problem]
+    for text in news[:TOLD]:
+        log.warning("%s: %s", what, text)
+    if len(news) > TOLD:
+        log.warning("%s: and %d more, see the VFIONode", what, len(news) - TOLD)
+    recovered = [id_ for id_ in before if id_ not in problems and id_ in inventory]
+    if recovered:
+        log.info("%d device(s) are %s: %s", len(recovered), mended, ", ".join(recovered[:TOLD]))
+    return problems
 
 
 async def run(settings: Settings, kubeconfig: str | None = None) -> None:

@@ -21,6 +21,7 @@ from migcompat.api.vfionode import (
 from migcompat.engine.declaration import Acceptance, Declaration, Presence, SelfSet
 from migcompat.kubelet.podresources import Allocations
 
+from migcompat_deviceplugin import flaws
 from migcompat_deviceplugin.devnodes import MISSING
 from migcompat_deviceplugin.inventory import Device as InventoryDevice
 from migcompat_deviceplugin.inventory import Inventory
@@ -32,10 +33,9 @@ The rest is for the devices' own fields (1,024 devices take about 0.5 MiB)."""
 
 READY = "Ready"
 DEVICES_USABLE = "DevicesUsable"
+DECLARATIONS_VALID = "DeclarationsValid"
 MESSAGE_LIMIT = 1024
 PROBLEM_LIMIT = 256
-
-
 TOLD = 5
 """Devices that the condition names; ``devices`` has the problem of each."""
 
@@ -51,26 +51,40 @@ def devices_usable(state: State) -> Condition:
     """The condition ``DevicesUsable``: whether each of the devices found may be handed out."""
     if state.unreadable:
         told = [f"{problem.path} {problem.message}" for problem in state.unreadable]
-        return _unusable("Unreadable", f"{len(told)} of sysfs cannot be taken for a device", told)
+        title = f"{len(told)} of sysfs cannot be taken for a device"
+        return _wrong(DEVICES_USABLE, "Unreadable", title, told)
     bad = {id_: d.found.problem for id_, d in sorted(state.inventory.items()) if d.found.problem}
     if not bad:
         return Condition(DEVICES_USABLE, "True", "AllUsable", "")
     without_nodes = any(problem.startswith(MISSING) for problem in bad.values())
     told = [f"{id_}: {problem}" for id_, problem in bad.items()]
     title = f"{len(bad)} of {len(state.inventory)} devices unhealthy"
-    return _unusable("DeviceNodesMissing" if without_nodes else "DevicesUnhealthy", title, told)
+    reason = "DeviceNodesMissing" if without_nodes else "DevicesUnhealthy"
+    return _wrong(DEVICES_USABLE, reason, title, told)
 
 
-def _unusable(reason: str, title: str, told: Sequence[str]) -> Condition:
+def declarations_valid(state: State) -> Condition:
+    """The condition ``DeclarationsValid``: whether all is understood that devices say about themselves."""
+    found = flaws.find(state.inventory)
+    if not found.problems:
+        return Condition(DECLARATIONS_VALID, "True", "AllValid", "")
+    told = [f"{id_}: {problem}" for id_, problem in found.problems.items()]
+    title = f"{len(told)} of {len(state.inventory)} devices have a flawed declaration"
+    return _wrong(DECLARATIONS_VALID, "Unreadable" if found.unreadable else "Malformed", title, told)
+
+
+def _wrong(kind: str, reason: str, title: str, told: Sequence[str]) -> Condition:
     more = [f"and {len(told) - TOLD} more"] if len(told) > TOLD else []
     message = f"{title}: {'; '.join([*told[:TOLD], *more])}"
-    return Condition(DEVICES_USABLE, "False", reason, message[:MESSAGE_LIMIT])
+    return Condition(kind, "False", reason, message[:MESSAGE_LIMIT])
 
 
 def conditions(state: State, before: list[Condition], now: str) -> list[Condition]:
     """*before* with what is true *now* (RFC 3339); nothing is said of devices before the first scan."""
     told = set_condition(before, ready(state), now)
-    return set_condition(told, devices_usable(state), now) if state.scanned else told
+    for condition in (devices_usable(state), declarations_valid(state)) if state.scanned else ():
+        told = set_condition(told, condition, now)
+    return told
 
 
 def build(

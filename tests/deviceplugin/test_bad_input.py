@@ -7,16 +7,22 @@ import shutil
 
 import pytest
 from migcompat.api.meta import Condition
+from migcompat.engine.declaration import Declaration, Kind, Presence, SelfSet
 from migcompat.kube.kinds import NODES, VFIONODES
 from migcompat.kubelet import registration
 from migcompat.kubelet.connection import MINIMUM_KUBELET
+from migcompat.sysfs.found import FoundDevice
 from migcompat_deviceplugin import bootid, publisher
 from migcompat_deviceplugin.bootid import BootIDError, read_boot_id
+from migcompat_deviceplugin.inventory import Device
+from migcompat_deviceplugin.state import State
+from migcompat_deviceplugin.status import declarations_valid
 
 from tests.deviceplugin.world import HOST_DEV, NODE, POOL, World, eventually, uuid
 from tests.support import fleets
 from tests.support.fabricate import add_device_nodes
 
+VALID = "DeclarationsValid"
 OTHER_BOOT = "b0070002-0000-4000-8000-000000000000"
 
 
@@ -94,6 +100,51 @@ async def test_what_cannot_be_read_of_single_devices_is_told(
         (node.sysfs / "bus/mdev/devices/no-uuid").symlink_to("../../../devices/nowhere")
         message = await reason(node, "Unreadable", "DevicesUsable")
         assert "no-uuid the name is not a UUID" in message
+
+
+async def test_declarations_that_are_not_understood_are_told(
+    node: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    node.add(1)
+    own = node.add(2) / "migration/self/software_version"
+    entry = node.add(3) / "migration/compatible/software_version"
+    before = own.read_bytes(), entry.read_bytes()
+    async with node.running():
+        await reason(node, "AllValid", "DeclarationsValid")
+        own.write_bytes(b"1" * 70_000)
+        message = await reason(node, "Malformed", "DeclarationsValid")
+        assert message.startswith(f"1 of 3 devices have a flawed declaration: {uuid(2)}: ")
+        assert "migration/self/software_version is longer than 65536 bytes" in message
+        assert f"flawed declaration: {uuid(2)}: migration/self/software_version is longer" in caplog.text
+        entry.write_bytes(b"\xff")
+        await eventually(lambda: f"{uuid(3)}: compatible entry 0: " in condition(node, VALID).message)
+        assert condition(node, "DevicesUsable").reason == "AllUsable", "each may be handed out"
+        await node.registered(count=3)
+
+        own.write_bytes(before[0])
+        entry.write_bytes(before[1])
+        await reason(node, "AllValid", VALID)
+        assert f"device(s) are understood again: {uuid(2)}" in caplog.text
+
+
+def test_what_is_unreadable_outweighs_what_is_malformed() -> None:
+    state = State()
+    state.set_inventory(
+        {
+            id_: Device(FoundDevice(id_, Kind.MDEV, "", declaration=Declaration(Kind.MDEV, own)), POOL)
+            for id_, own in (
+                ("a", SelfSet(Presence.MALFORMED, problem="garbled")),
+                ("b", SelfSet(Presence.UNREADABLE, problem="cannot be read (Input/output error)")),
+                ("c", SelfSet()),
+            )
+        }
+    )
+    told = declarations_valid(state)
+    assert (told.status, told.reason) == ("False", "Unreadable")
+    assert told.message == (
+        "2 of 3 devices have a flawed declaration: a: garbled; b: cannot be read (Input/output error)"
+    )
 
 
 # --- device nodes ------------------------------------------------------------------------------------------
