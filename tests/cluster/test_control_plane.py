@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from tests.cluster.controlplane import ClusterError, ControlPlane
+from tests.support.processes import is_alive
 
 pytestmark = pytest.mark.cluster
 
@@ -32,13 +33,6 @@ def eventually(condition: Callable[[], bool], within: float = 30.0) -> None:
 def namespace(plane: ControlPlane, name: str) -> str:
     plane.kubectl("create", "namespace", name)
     return name
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_answers_with_the_pinned_version(control_plane: ControlPlane) -> None:

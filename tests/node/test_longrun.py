@@ -10,13 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import longrun
+from tests.support.processes import is_alive
 
 ROOT = Path(__file__).parents[2]
-
-
-def gone(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/stat")
-    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def until(done: Path) -> str:
@@ -46,7 +42,7 @@ def test_the_deadline_ends_it_and_its_children(tmp_path: Path) -> None:
     with pytest.raises(longrun.LongRunError, match="thing: not done after 2 s"):
         longrun.run("thing", ["sh", "-c", f"sleep 100 & echo $! > {child}; wait"], deadline=2)
     deadline = time.monotonic() + 30
-    while not gone(int(until(child))):
+    while is_alive(int(until(child))):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -69,7 +65,7 @@ longrun.run("thing", ["sh", "-c", {script!r}], deadline=60, let_it_end={patience
         assert until(ended) == "x\n"
         return
     deadline = time.monotonic() + 30
-    while not gone(pid):
+    while is_alive(pid):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert not ended.exists()
