@@ -178,3 +178,79 @@ class TestSupply:
     def test_a_supplied_device_survives_encoding(self) -> None:
         filled = supply(NOTHING, Policy(supplied_self=SELF, supplied_compatible=(ENTRY,)))
         assert msgspec.json.decode(msgspec.json.encode(filled), type=Declaration) == filled
+
+
+SHOWN = {**SELF, "pci_revision": "a1", "ecc_mode": "on"}
+
+
+def showing(**attributes: str) -> Declaration:
+    return Declaration(Kind.PHYSICAL, shown={**SHOWN, **attributes})
+
+
+class TestShown:
+    """What a device shows without declaring it (docs/semantics.md, appendix)."""
+
+    def test_is_nothing_while_no_policy_supplies_anything(self) -> None:
+        policy = Policy(unknown=Choice.ALLOW, set_attributes=("pci_revision",))
+        assert supply(showing(), policy) == showing()
+        assert decide(showing(), showing(), DEFAULT_POLICY).reason == "NotMigratable"
+
+    def test_completes_self_with_must_attributes_and_what_entries_name(self) -> None:
+        filled = supply(showing(), Policy(supplied_compatible=({"pci_revision": "a1"},)))
+        assert filled.self == SelfSet(Presence.PRESENT, {**SELF, "pci_revision": "a1"})
+        filled = supply(showing(), Policy(supplied_compatible=({"x": "{self:ecc_mode}"},)))
+        assert filled.self.attributes == {**SELF, "ecc_mode": "on"}
+
+    def test_gives_way_to_the_policy_and_to_the_device(self) -> None:
+        declared = msgspec.structs.replace(showing(), self=own({**SELF, "pci_revision": "b2"}))
+        policy = Policy(
+            supplied_self={"ecc_mode": "off"}, supplied_compatible=({"pci_revision": "x", "ecc_mode": "x"},)
+        )
+        assert supply(declared, policy).self.attributes == {**SELF, "pci_revision": "b2", "ecc_mode": "off"}
+
+    def test_too_little_is_no_self(self) -> None:
+        """The device said nothing, so nothing it said is malformed; ``unknown: Allow`` still covers it."""
+        little = Declaration(Kind.PHYSICAL, shown={"pci_id": "8086591d"})
+        policy = Policy(supplied_compatible=(ENTRY,), unknown=Choice.ALLOW)
+        assert supply(little, policy).self == SelfSet()
+        assert decide(supply(little, policy), supply(little, policy), policy).reason == "Unknown"
+
+    @pytest.mark.parametrize("value", ["{", "\x01"])
+    def test_what_is_no_value_is_left_out(self, value: str) -> None:
+        filled = supply(showing(pci_revision=value), Policy(supplied_compatible=({"pci_revision": "a1"},)))
+        assert filled.self == SelfSet(Presence.PRESENT, SELF)
+
+
+class TestLikeMe:
+    """``{self:<attribute>}`` in supplied entries."""
+
+    POLICY = Policy(supplied_compatible=({"pci_revision": "{self:pci_revision}"},))
+
+    @pytest.mark.parametrize(("theirs", "reason"), [("a1", "Compatible"), ("a2", "AttributeMismatch")])
+    def test_stands_for_the_targets_own_value(self, theirs: str, reason: str) -> None:
+        found = decide(supply(showing(pci_revision=theirs), self.POLICY), supply(showing(), self.POLICY))
+        assert found.reason == reason
+
+    def test_what_the_target_does_not_show_is_unknown_until_another_entry_matches(self) -> None:
+        dumb = Declaration(Kind.PHYSICAL, shown=SELF)
+        found = decide(supply(showing(), self.POLICY), supply(dumb, self.POLICY))
+        assert found.reason == "Unknown"
+        assert "pci_revision, which the policy compares, is not shown" in found.message
+        other = Policy(supplied_compatible=(*self.POLICY.supplied_compatible, {"pci_revision": "a1"}))
+        assert decide(supply(showing(), other), supply(dumb, other)).compatible
+
+    def test_what_only_the_source_does_not_show_is_missing(self) -> None:
+        found = decide(
+            supply(Declaration(Kind.PHYSICAL, shown=SELF), self.POLICY), supply(showing(), self.POLICY)
+        )
+        assert found.reason == "AttributeMissingOnSource"
+
+    def test_keeps_braces_out_of_a_devices_own_entries(self) -> None:
+        device = target({**ENTRY, "type": "{self:type}"})
+        assert decide(source(), supply(device, self.POLICY)).reason != "Compatible"
+
+    def test_may_stand_in_a_policy(self) -> None:
+        raw = {"compatible": [{"pci_id": "{self:pci_id}", "x": "v{self:driver_version}"}]}
+        assert parse_policy(raw).supplied_compatible == tuple(raw["compatible"])
+        with pytest.raises(PolicyError, match=r"compatible\[0\]"):
+            parse_policy({"compatible": [{"x": "{self:a}{b}"}]})

@@ -26,6 +26,8 @@ PCI_ID = "pci_id"
 SUBCHANNEL_TYPE = "subchannel_type"
 CHPID_TYPE = "chpid_type"
 
+MUST = frozenset((DEVICE_API, TYPE, SOFTWARE_VERSION, PCI_ID, SUBCHANNEL_TYPE))
+"""What a self must have, some of it depending on ``device_api`` (semantics §1)."""
 API_SPECIFIC = {"vfio-pci": PCI_ID, "vfio-ccw": SUBCHANNEL_TYPE}
 """The attribute of a ``device_api`` that stage 3 compares (semantics §3); other APIs have none."""
 

@@ -66,9 +66,15 @@ class Acceptance(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Declaration(msgspec.Struct, frozen=True, omit_defaults=True):
-    """All that one device says about itself, and the layout (``L1`` … ``L4``, or empty) it was read from."""
+    """All that one device says about itself, and the layout (``L1`` … ``L4``, or empty) it was read from.
+
+    ``shown``: attributes by canonical name that it does not declare, but that its provider found elsewhere
+    (docs/reference/attributes.md). They are no part of ``self`` until a policy supplies something for the
+    device (:func:`migcompat.engine.policy.supply`).
+    """
 
     kind: Kind
     self: SelfSet = SelfSet()
     accepts: Acceptance = Acceptance()
     layout: str = ""
+    shown: dict[str, str] = {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import enum
+import re
 from collections.abc import Mapping
 
 import msgspec
 
-from migcompat.engine.attributes import MAX_ENTRIES, Draft, checked_self
+from migcompat.engine.attributes import MAX_ENTRIES, MUST, Draft, canonical_name, checked_self
 from migcompat.engine.declaration import Declaration, Kind, Presence, SelfSet
 from migcompat.engine.templates import TemplateError, understand
 
@@ -51,6 +53,11 @@ _DEEPEST = 2
 
 _TEXT_KEYS = _KEYS - {"requireReturnPath"}
 
+_OWN = re.compile(r"\{self:([A-Za-z0-9_.-]+)\}")
+"""In an entry that a policy supplies: the value that the device itself has (docs/semantics.md, appendix)."""
+_ANY = "0" * 8
+"""A value that every attribute may have, to check what a policy supplies without a device."""
+
 
 class PolicyError(ValueError):
     """A policy that cannot be used: says which key and what to do."""
@@ -91,7 +98,8 @@ def check_policy(policy: Policy) -> None:
     if len(policy.supplied_compatible) > MAX_ENTRIES:
         raise PolicyError(f"compatible: holds more than {MAX_ENTRIES} entries")
     for index, attributes in enumerate(policy.supplied_compatible):
-        draft = _drafted(attributes, literal=False)
+        known = collections.defaultdict(lambda: _ANY)
+        draft = _drafted(_resolved(attributes, known), literal=False)
         if draft.problem:
             raise PolicyError(f"compatible[{index}]: {draft.problem}")
         try:
@@ -104,29 +112,78 @@ def supply(declaration: Declaration, policy: Policy) -> Declaration:
     """*declaration* with what *policy* supplies for its device (semantics §5).
 
     Attributes fill what is missing and replace nothing; they also complete a self that is malformed only
-    because it lacks a must attribute, but no other malformed and no unreadable one. Entries are appended,
-    whatever became of the device's own.
+    because it lacks a must attribute, but no other malformed and no unreadable one. What the policy does not
+    supply itself is taken from what the device shows: must attributes, and those that the policy's entries
+    name. Entries are appended, whatever became of the device's own; in them ``{self:<attribute>}`` stands for
+    the device's own value, and where it has none, nobody can tell what it accepts (``Unknown``).
     """
-    own, accepts = declaration.self, declaration.accepts
-    if policy.supplied_self and (own.presence is not Presence.UNREADABLE):
-        own = _filled(declaration.kind, own, policy)
-    if policy.supplied_compatible:
-        added = (_drafted(attributes, literal=False).entry() for attributes in policy.supplied_compatible)
-        entries = (*accepts.entries, *(entry for entry in added if entry is not None))
-        presence = Presence.PRESENT if entries and accepts.presence is Presence.ABSENT else accepts.presence
-        accepts = msgspec.structs.replace(accepts, entries=entries, presence=presence)
+    if not (policy.supplied_self or policy.supplied_compatible):
+        return declaration
+    own = _filled(declaration, policy)
+    accepts = (
+        _extended(declaration.accepts, own, policy) if policy.supplied_compatible else declaration.accepts
+    )
     if own is declaration.self and accepts is declaration.accepts:
         return declaration
     return msgspec.structs.replace(declaration, self=own, accepts=accepts)
 
 
-def _filled(kind: Kind, own: SelfSet, policy: Policy) -> SelfSet:
-    if own.presence is Presence.MALFORMED and not own.attributes:
+def _filled(declaration: Declaration, policy: Policy) -> SelfSet:
+    own = declaration.self
+    if own.presence is Presence.UNREADABLE or (own.presence is Presence.MALFORMED and not own.attributes):
         return own
     draft = _drafted(policy.supplied_self, literal=True)
     if draft.problem:
         return SelfSet(Presence.MALFORMED, {}, f"the policy supplies a malformed self: {draft.problem}")
-    return checked_self(kind, {**draft.attributes, **own.attributes})
+    missing = _shown(declaration.shown, policy)
+    if not (draft.attributes or missing):
+        return own
+    filled = checked_self(declaration.kind, {**missing, **draft.attributes, **own.attributes})
+    if own.presence is Presence.ABSENT and not draft.attributes and filled.presence is not Presence.PRESENT:
+        # It declares nothing, and what it shows is not enough: that is no flaw of its.
+        return own
+    return filled
+
+
+def _shown(shown: Mapping[str, str], policy: Policy) -> dict[str, str]:
+    """Those attributes of *shown* that may become part of the device's self."""
+    if not shown:
+        return {}
+    wanted = set(MUST)
+    for attributes in policy.supplied_compatible:
+        wanted.update(map(canonical_name, attributes))
+        for value in attributes.values():
+            wanted.update(_OWN.findall(value))
+    found: dict[str, str] = {}
+    for name in sorted(wanted & shown.keys()):
+        draft = _drafted({name: shown[name]}, literal=True)
+        if not draft.problem:
+            found |= draft.attributes
+    return found
+
+
+def _extended(accepts: Acceptance, own: SelfSet, policy: Policy) -> Acceptance:
+    """*accepts* with the policy's entries, for a device that is *own*."""
+    entries = list(accepts.entries)
+    presence, problem = accepts.presence, accepts.problem
+    known = own.attributes if own.presence is Presence.PRESENT else {}
+    for attributes in policy.supplied_compatible:
+        unknown = sorted({n for value in attributes.values() for n in _OWN.findall(value)} - known.keys())
+        if unknown:
+            presence = Presence.UNREADABLE
+            problem = problem or f"its {unknown[0]}, which the policy compares, is not shown"
+            continue
+        entry = _drafted(_resolved(attributes, known), literal=False).entry()
+        if entry is not None:
+            entries.append(entry)
+    if presence is Presence.ABSENT and entries:
+        presence = Presence.PRESENT
+    return msgspec.structs.replace(accepts, entries=tuple(entries), presence=presence, problem=problem)
+
+
+def _resolved(attributes: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """A supplied entry with the device's own values in place of its references to them."""
+    return {name: _OWN.sub(lambda match: own[match[1]], value) for name, value in attributes.items()}
 
 
 def _drafted(attributes: Mapping[str, str], *, literal: bool) -> Draft:
