@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import msgspec
 
 from migcompat.engine.attributes import MAX_ENTRIES, MUST, Draft, canonical_name, checked_self
-from migcompat.engine.declaration import Declaration, Kind, Presence, SelfSet
+from migcompat.engine.declaration import Acceptance, Declaration, Presence, SelfSet
 from migcompat.engine.templates import TemplateError, understand
 
 
