@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 from migcompat.api.cluster import Pod
+from migcompat.api.names import digest
 from migcompat.api.vfionode import split
 from migcompat.fleet.migrant import Migrant
 from migcompat.kube.errors import ApiError
@@ -105,11 +106,11 @@ class Preferred:
         return sorted(available, key=lambda id_: (-counts[kinds[id_]], id_))
 
     @staticmethod
-    def _kind(device: Device | None) -> tuple[str, str]:
+    def _kind(device: Device | None) -> tuple[str, ...]:
         if device is None:
-            return "", ""
+            return ()
         profile, _, acceptance, _, _ = split(device.found.declaration)
-        return profile, acceptance
+        return profile, acceptance, digest(device.found.declaration.shown)
 
 
 def _narrowed(migrant: Migrant, resource: str) -> Migrant:

@@ -93,6 +93,7 @@ class Publisher:
             self._allocations(item),
             boot_id=self._state.boot_id,
             conditions=told,
+            now=now,
         )
         await self._write(item, status)
         self._state.set_published(devices)

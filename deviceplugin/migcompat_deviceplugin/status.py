@@ -10,6 +10,7 @@ from migcompat import __version__
 from migcompat.api import names
 from migcompat.api.conditions import set_condition
 from migcompat.api.meta import Condition
+from migcompat.api.names import digest
 from migcompat.api.vfionode import (
     Device,
     Driver,
@@ -23,6 +24,7 @@ from migcompat.kubelet.podresources import Allocations
 
 from migcompat_deviceplugin import flaws
 from migcompat_deviceplugin.devnodes import MISSING
+from migcompat_deviceplugin.folding import folded
 from migcompat_deviceplugin.inventory import Device as InventoryDevice
 from migcompat_deviceplugin.inventory import Inventory
 from migcompat_deviceplugin.state import State
@@ -50,8 +52,8 @@ def ready(state: State) -> Condition:
 def devices_usable(state: State) -> Condition:
     """The condition ``DevicesUsable``: whether each of the devices found may be handed out."""
     if state.unreadable:
-        told = [f"{problem.path} {problem.message}" for problem in state.unreadable]
-        title = f"{len(told)} of sysfs cannot be taken for a device"
+        told = [f"{problem.path}: {problem.message}" for problem in state.unreadable]
+        title = f"{len(told)} name(s) in sysfs cannot be taken for a device"
         return _wrong(DEVICES_USABLE, "Unreadable", title, told)
     bad = {id_: d.found.problem for id_, d in sorted(state.inventory.items()) if d.found.problem}
     if not bad:
@@ -93,18 +95,22 @@ def build(
     *,
     boot_id: str,
     conditions: list[Condition],
+    now: str,
 ) -> VFIONodeStatus:
-    """The status to publish."""
+    """The status to publish; *now*: RFC 3339."""
     status = contents(inventory, allocations)
+    status.devices, listed = folded(status.devices)
     status.boot_id = boot_id
     status.agent_version = __version__
-    status.conditions = conditions
+    status.conditions = set_condition(conditions, listed, now)
     return status
 
 
 def contents(inventory: Inventory, allocations: Allocations) -> VFIONodeStatus:
     """The devices of *inventory* with their contents and holders, and nothing else."""
-    status = VFIONodeStatus(drivers=_drivers(inventory.values()), profiles={}, acceptances={}, devices=[])
+    status = VFIONodeStatus(
+        drivers=_drivers(inventory.values()), profiles={}, acceptances={}, shown={}, devices=[]
+    )
     declarations = bounded({id_: device.found.declaration for id_, device in inventory.items()})
     for id_, declaration in sorted(declarations.items()):
         device = inventory[id_]
@@ -112,6 +118,9 @@ def contents(inventory: Inventory, allocations: Allocations) -> VFIONodeStatus:
         profile_key, profile, acceptance_key, acceptance, dynamic = split(declaration)
         status.profiles[profile_key] = profile
         status.acceptances[acceptance_key] = acceptance
+        shown_key = digest(declaration.shown) if declaration.shown else ""
+        if declaration.shown:
+            status.shown[shown_key] = declaration.shown
         status.devices.append(
             Device(
                 id=found.id,
@@ -132,6 +141,7 @@ def contents(inventory: Inventory, allocations: Allocations) -> VFIONodeStatus:
                 allocated_to=allocations.get((device.resource, id_)),
                 migration=device.migration,
                 peer_to_peer=_peer_to_peer(device.migration),
+                shown=shown_key,
             )
         )
     return status
@@ -152,14 +162,20 @@ def bounded(declarations: Mapping[str, Declaration], limit: int = CONTENT_LIMIT)
     Devices that say too much (a driver may say 64 KiB each) so harm only themselves. Contents that devices
     share count once.
     """
-    parts: dict[str, tuple[str, str]] = {}
+    parts: dict[str, tuple[str, ...]] = {}
     own: dict[str, int] = {}
     sizes: dict[str, int] = {}
     for id_, declaration in declarations.items():
         profile_key, profile, acceptance_key, acceptance, dynamic = split(declaration)
-        parts[id_] = (f"p{profile_key}", f"a{acceptance_key}")
-        sizes.setdefault(parts[id_][0], len(msgspec.json.encode(profile)))
-        sizes.setdefault(parts[id_][1], len(msgspec.json.encode(acceptance)))
+        shared = {
+            f"p{profile_key}": profile,
+            f"a{acceptance_key}": acceptance,
+            f"s{digest(declaration.shown)}": declaration.shown,
+        }
+        parts[id_] = tuple(shared)
+        for key, content in shared.items():
+            if key not in sizes:
+                sizes[key] = len(msgspec.json.encode(content))
         own[id_] = len(msgspec.json.encode(dynamic))
     users = Counter(key for keys in parts.values() for key in keys)
     total = sum(sizes.values()) + sum(own.values())

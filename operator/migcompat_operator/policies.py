@@ -33,10 +33,12 @@ def governed(fleet: Fleet) -> dict[str, Governed]:
     found: dict[str, Governed] = {}
     for item in fleet.vfionodes():
         labels = fleet.labels(item.metadata.name)
-        here = [fleet.policies.select(facts_of(device), labels) for device in item.status.devices]
-        for selected in here:
-            _count(found, selected)
-        for name in {selected.name for selected in here if selected.name}:
+        here = [
+            (fleet.policies.select(facts_of(device), labels), device.count) for device in item.status.devices
+        ]
+        for selected, count in here:
+            _count(found, selected, count)
+        for name in {selected.name for selected, _ in here if selected.name}:
             found[name].nodes += 1
     return found
 
@@ -56,10 +58,10 @@ def policy_status(
     return status if status != item.status else None
 
 
-def _count(found: dict[str, Governed], selected: Selected) -> None:
+def _count(found: dict[str, Governed], selected: Selected, count: int) -> None:
     if not selected.name:
         return
-    found.setdefault(selected.name, Governed()).devices += 1
+    found.setdefault(selected.name, Governed()).devices += count
     for name in selected.tied:
         found.setdefault(name, Governed()).rivals.update(set(selected.tied) - {name})
 

@@ -162,6 +162,7 @@ def full_vfionode() -> VFIONodeStatus:
         drivers=[Driver("nvidia", "580.95.05"), Driver("vfio-pci")],
         profiles={profile: content},
         acceptances={acceptance: accepts},
+        shown={"0" * 24: {"driver_version": "580.95.05", "pci_revision": "a1"}},
         devices=[
             Device(
                 id="0000:41:00.4",
@@ -182,6 +183,8 @@ def full_vfionode() -> VFIONodeStatus:
                 problem="it is gone",
                 dynamic=dynamic,
                 allocated_to=PodRef("vms", "virt-launcher-a"),
+                shown="0" * 24,
+                count=2,
             ),
             Device("83b8f4f2", "vfio.migcompat.io/x", profile, acceptance, Kind.PHYSICAL),
         ],

@@ -1,7 +1,8 @@
 """``VFIONode``: the raw facts that one node's agent publishes about its VFIO devices.
 
 Distinct contents are kept once, keyed by digest: ``profiles`` (what devices *are*, dynamic attributes left
-out) and ``acceptances`` (what devices *accept*). :func:`declaration` puts one device's parts together again.
+out), ``acceptances`` (what devices *accept*) and ``shown`` (what is found out about them otherwise).
+:func:`declaration` puts one device's parts together again.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ class Device(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     ``dynamic`` holds the values of its dynamic attributes (semantics §3). ``type`` is the raw mdev type name
     (empty for a physical device), ``pci_id`` the raw ``vendor``+``device`` (8 hex digits) of the function or
     of an mdev's parent (empty outside PCI). ``migration``: what the kernel said of it before it was first
-    advertised, ``peer_to_peer``: whether that includes the P2P states (both None: not known).
+    advertised, ``peer_to_peer``: whether that includes the P2P states (both None: not known). ``shown``: key
+    of the status' ``shown``, empty where it shows nothing. ``count``: devices that this entry stands for, all
+    equal but for their ids, places and groups, and held by nobody (the first one's id is told).
     """
 
     id: str
@@ -97,6 +100,8 @@ class Device(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     allocated_to: PodRef | None = None
     migration: Migration | None = None
     peer_to_peer: bool | None = None
+    shown: str = ""
+    count: int = 1
 
 
 class VFIONodeStatus(msgspec.Struct, omit_defaults=True, rename="camel"):
@@ -108,6 +113,7 @@ class VFIONodeStatus(msgspec.Struct, omit_defaults=True, rename="camel"):
     drivers: list[Driver] = []
     profiles: dict[str, Profile] = {}
     acceptances: dict[str, Acceptance] = {}
+    shown: dict[str, dict[str, str]] = {}
     devices: list[Device] = []
     conditions: list[Condition] = []
 
@@ -141,4 +147,4 @@ def declaration(status: VFIONodeStatus, device: Device) -> Declaration | None:
     if profile is None or acceptance is None:
         return None
     own = SelfSet(profile.self.presence, {**profile.self.attributes, **device.dynamic}, profile.self.problem)
-    return Declaration(profile.kind, own, acceptance)
+    return Declaration(profile.kind, own, acceptance, shown=status.shown.get(device.shown, {}))

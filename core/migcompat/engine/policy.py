@@ -98,7 +98,7 @@ def check_policy(policy: Policy) -> None:
     if len(policy.supplied_compatible) > MAX_ENTRIES:
         raise PolicyError(f"compatible: holds more than {MAX_ENTRIES} entries")
     for index, attributes in enumerate(policy.supplied_compatible):
-        known = collections.defaultdict(lambda: _ANY)
+        known: Mapping[str, str] = collections.defaultdict(lambda: _ANY)
         draft = _drafted(_resolved(attributes, known), literal=False)
         if draft.problem:
             raise PolicyError(f"compatible[{index}]: {draft.problem}")

@@ -27,6 +27,9 @@ NO_VFIONODE = "NoVFIONode"
 STALE_VFIONODE = "StaleVFIONode"
 UNSCHEDULABLE = "NodeUnschedulable"
 
+FOLDED_LIMIT = 512
+"""Devices of one entry that are looked at: a node runs fewer pods, so more can never be asked for at once."""
+
 PodKey = tuple[str, str]
 
 
@@ -323,10 +326,11 @@ class Fleet:
         targets = self._targets.get(node)
         if targets is None:
             item = self._vfionodes[node]
-            found = (
-                target(item.status, device, self._selected(item, device)) for device in item.status.devices
-            )
-            targets = self._targets[node] = [one for one in found if one is not None]
+            targets = self._targets[node] = []
+            for device in item.status.devices:
+                one = target(item.status, device, self._selected(item, device))
+                if one is not None:
+                    targets += [one] * min(device.count, FOLDED_LIMIT)
         return targets
 
     def _reserved(self, migrant: Migrant, node: str) -> int:

@@ -1,0 +1,121 @@
+"""A node with thousands of devices: its VFIONode stays an object that an API server takes."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from pathlib import Path
+
+import msgspec
+import pytest
+from migcompat.api.meta import ObjectMeta
+from migcompat.api.vfionode import Device, PodRef, VFIONode, VFIONodeStatus
+from migcompat.engine.declaration import Kind
+from migcompat.fleet.fleet import Fleet
+from migcompat.kube.client import Client
+from migcompat.kube.config import connection
+from migcompat.kube.kinds import NODES, VFIONODES
+from migcompat.sysfs.found import FoundDevice
+from migcompat_deviceplugin.folding import folded
+from migcompat_deviceplugin.inventory import Device as InventoryDevice
+from migcompat_deviceplugin.status import build
+
+from tests.cluster.controlplane import ControlPlane
+from tests.support import fleets
+
+CRDS = Path(__file__).parents[2] / "charts/migcompat/files/crds"
+MANY = 10_000
+POD = PodRef("vms", "virt-launcher-vm-a-x")
+NOW = "2026-01-01T00:00:00Z"
+
+
+def uuid(number: int) -> str:
+    return f"{number:08x}-0000-4000-8000-000000000000"
+
+
+def device(number: int, **fields: object) -> Device:
+    base = Device(
+        uuid(number),
+        fleets.POOL,
+        "p",
+        "a",
+        Kind.MDEV,
+        parent=f"0000:{number % 200:02x}:00.0",
+        iommu_group=str(number),
+    )
+    return msgspec.structs.replace(base, **fields)
+
+
+def many(count: int) -> VFIONodeStatus:
+    """As the agent of a node with *count* mdevs of two kinds publishes it; two of them are held."""
+    kinds = [fleets.declared("1.0.0"), fleets.declared("1.1.0")]
+    inventory = {
+        uuid(n): InventoryDevice(
+            FoundDevice(
+                uuid(n),
+                Kind.MDEV,
+                f"devices/x/{uuid(n)}",
+                msgspec.structs.replace(kinds[n % 2], shown={"driver_version": "580.95.05"}),
+                type=fleets.TYPE,
+                parent=f"0000:{n % 200:02x}:00.0",
+                iommu_group=str(n),
+                numa_node=n % 2,
+            ),
+            fleets.POOL,
+        )
+        for n in range(count)
+    }
+    held = {(fleets.POOL, uuid(n)): POD for n in (0, 7)}
+    return build(inventory, held, boot_id=fleets.BOOT, conditions=[], now=NOW)
+
+
+def test_what_fits_is_left_alone() -> None:
+    devices = [device(n) for n in range(1000)]
+    kept, condition = folded(devices)
+    assert kept == devices
+    assert (condition.status, condition.reason) == ("True", "AllListed")
+
+
+def test_equal_devices_that_nobody_holds_are_counted_under_the_first() -> None:
+    held = device(1, allocated_to=POD)
+    other = device(4, problem="no driver")
+    kept, condition = folded([device(0), held, device(2), device(3, numa_node=1), other], limit=100)
+    assert [(d.id, d.count) for d in kept] == [(uuid(0), 3), (uuid(1), 1), (uuid(4), 1)]
+    assert kept[1:] == [held, other]
+    assert (kept[0].parent, kept[0].iommu_group, kept[0].numa_node) == ("", "", None)
+    assert (condition.status, condition.reason) == ("False", "Folded")
+    assert condition.message.startswith("5 devices are too many for one object: 2 that nobody holds")
+
+
+def test_ten_thousand_mdevs_are_placed_as_if_all_were_listed() -> None:
+    status = many(MANY)
+    assert len(msgspec.json.encode(status)) < 16 * 1024
+    assert sum(d.count for d in status.devices) == MANY
+    assert {d.id for d in status.devices if d.allocated_to} == {uuid(0), uuid(7)}
+    assert next(c for c in status.conditions if c.type == "DevicesListed").reason == "Folded"
+    fleet = Fleet()
+    for name, given in (("big", status), ("small", many(4))):
+        fleet.put_node(fleets.node(name))
+        fleet.put_vfionode(VFIONode(ObjectMeta(name=name), given))
+    targets = fleet._targets_of("big")
+    assert sum(target.free for target in targets) == 2 * 512
+    assert {target.declaration.shown["driver_version"] for target in targets} == {"580.95.05"}
+
+
+@pytest.mark.cluster
+async def test_a_real_api_server_takes_ten_thousand_mdevs(control_plane: ControlPlane) -> None:
+    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRDS))
+    control_plane.kubectl(
+        "wait", "--for=condition=Established", "crd/vfionodes.migcompat.io", "--timeout=60s"
+    )
+    name = f"big-{secrets.token_hex(4)}"
+    async with contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(Client(connection(str(control_plane.kubeconfig))))
+        await client.create(NODES, {"metadata": {"name": name}})
+        made = await client.create(VFIONODES, {"metadata": {"name": name}})
+        for count in (2000, 10, MANY):
+            status = many(count)
+            made = await client.replace(
+                VFIONODES, msgspec.structs.replace(made, status=status), name, subresource="status"
+            )
+            assert made.status == status
