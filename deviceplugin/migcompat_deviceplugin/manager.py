@@ -22,7 +22,7 @@ from migcompat.kubelet.registration import register
 
 from migcompat_deviceplugin import metrics
 from migcompat_deviceplugin.inventory import Device, pools
-from migcompat_deviceplugin.problems import Problem, Reason
+from migcompat_deviceplugin.problems import NOT_YET, Problem, Reason
 from migcompat_deviceplugin.server import OPTIONS, ResourceServer
 from migcompat_deviceplugin.state import State
 
@@ -33,8 +33,6 @@ TICK = 1.0
 UNHEARD = 5.0
 """Seconds after which a registered resource that nobody listens to is registered again."""
 PREFIX = "migcompat-"
-NOT_YET = Problem(Reason.NOT_REGISTERED, "not registered yet")
-
 MakeServer = Callable[[str, Path], ResourceServer]
 
 
@@ -97,8 +95,8 @@ class Manager:
                 return
             served = self._served.setdefault(resource, _Served(resource))
             await self._reconcile(served, wanted.get(resource, {}))
-        self._state.set_unregistered(
-            {name: s.problem for name, s in self._served.items() if s.problem and not s.leaving}
+        self._state.set_registrations(
+            {name: served.problem for name, served in self._served.items() if not served.leaving}
         )
 
     def _wanted(self) -> dict[str, dict[str, Device]]:

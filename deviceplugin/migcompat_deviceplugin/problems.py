@@ -26,3 +26,6 @@ class Problem(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return self.message
+
+
+NOT_YET = Problem(Reason.NOT_REGISTERED, "not registered yet")

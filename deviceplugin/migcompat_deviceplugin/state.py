@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from migcompat.kubelet.podresources import Allocations
 from migcompat.sysfs.scan import ScanProblem
 
-from migcompat_deviceplugin.inventory import Inventory
-from migcompat_deviceplugin.problems import Problem
+from migcompat_deviceplugin.inventory import Inventory, pools
+from migcompat_deviceplugin.problems import NOT_YET, Problem
 
 
 class Signal:
@@ -45,8 +45,8 @@ class State:
     ``scan_problem``: why the newest look at sysfs failed (then the inventory is an older one). ``scanned``:
     whether there was any. ``allocations``: the newest PodResources answer, None before the first;
     ``allocations_problem`` why the newest call failed. ``published``: devices whose publication the API
-    server has confirmed, with their resources. ``unregistered``: why a resource is not registered with the
-    kubelet, by name.
+    server has confirmed, with their resources. ``registrations``: None for each resource that is registered
+    with the kubelet, or why it is not.
 
     ``to_publish`` and ``to_serve`` wake the publisher and the manager.
     """
@@ -62,7 +62,7 @@ class State:
         self.allocations_problem: Problem | None = None
         self.published: frozenset[tuple[str, str]] = frozenset()
         self.publish_problem = "nothing has been published yet"
-        self.unregistered: dict[str, Problem] = {}
+        self.registrations: dict[str, Problem | None] = {}
         self.to_publish = Signal()
         self.to_serve = Signal()
 
@@ -119,22 +119,36 @@ class State:
             self.published = devices
             self.to_serve.set()
 
-    def set_unregistered(self, unregistered: dict[str, Problem]) -> None:
-        """Resources that are to be registered but are not, and why."""
-        if unregistered != self.unregistered:
-            self.unregistered = unregistered
+    def set_registrations(self, registrations: dict[str, Problem | None]) -> None:
+        """Resources that are to be registered, each with the reason why it is not."""
+        if registrations != self.registrations:
+            self.registrations = registrations
             self.to_publish.set()
 
     def problems(self) -> Iterator[Problem]:
         """What keeps the agent from its work, the gravest first."""
-        yield from filter(None, (self.boot_problem, self.scan_problem, self.allocations_problem))
-        for resource, problem in sorted(self.unregistered.items()):
-            yield Problem(problem.reason, f"{resource}: {problem}")
+        yield from self._blind()
+        yield from self._unregistered()
 
     def problem(self) -> str | None:
         """Why the agent is not ready, or None."""
-        for problem in self.problems():
+        for problem in self._blind():
             return str(problem)
         if not self.scanned:
             return "no scan has ended yet"
-        return self.publish_problem or None
+        if self.publish_problem:
+            return self.publish_problem
+        for problem in self._unregistered():
+            return str(problem)
+        return None
+
+    def _blind(self) -> Iterator[Problem]:
+        """What it cannot find out."""
+        yield from filter(None, (self.boot_problem, self.scan_problem, self.allocations_problem))
+
+    def _unregistered(self) -> Iterator[Problem]:
+        """Resources that the kubelet has not taken (yet)."""
+        for resource in sorted(pools(self.inventory)):
+            problem = self.registrations.get(resource, NOT_YET)
+            if problem is not None:
+                yield Problem(problem.reason, f"{resource}: {problem}")

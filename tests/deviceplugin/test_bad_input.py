@@ -95,11 +95,14 @@ async def test_what_cannot_be_read_of_single_devices_is_told(
         message = await reason(node, "DevicesUnhealthy", "DevicesUsable")
         assert message.startswith(f"1 of 2 devices unhealthy: {uuid(2)}: ")
         assert f"unhealthy: {uuid(2)}: " in caplog.text
-        assert condition(node).reason == "Published", "one device's trouble is not the agent's"
+        assert await reason(node, "Published"), "one device's trouble is not the agent's"
 
         (node.sysfs / "bus/mdev/devices/no-uuid").symlink_to("../../../devices/nowhere")
         message = await reason(node, "Unreadable", "DevicesUsable")
-        assert "no-uuid the name is not a UUID" in message
+        assert message == (
+            "1 name(s) in sysfs cannot be taken for a device:"
+            " bus/mdev/devices/no-uuid: the name is not a UUID, so this is no mdev"
+        )
 
 
 async def test_declarations_that_are_not_understood_are_told(

@@ -65,8 +65,11 @@ async def test_recorded_node_is_published_as_found(control_plane: ControlPlane) 
         try:
             await eventually(lambda: agent.state.problem() is None and kubelet.plugins)
             await eventually(lambda: kubelet.resources.keys() == pools(agent.state.inventory).keys())
-            await agent.publisher.publish()
-            item = await client.get(VFIONODES, name)
+            for _ in range(300):
+                item = await client.get(VFIONODES, name)
+                if item.status.conditions and item.status.conditions[0].reason == "Published":
+                    break
+                await asyncio.sleep(0.1)
             assert {device.id for device in item.status.devices} == set(agent.state.inventory)
             for device in item.status.devices:
                 found = agent.state.inventory[device.id].found.declaration

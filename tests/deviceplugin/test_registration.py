@@ -179,10 +179,21 @@ async def test_absent_kubelet_is_waited_for(node: World) -> None:
     node.add(1)
     await node.kubelet.stop()
     async with node.running() as agent:
-        await eventually(lambda: "kubelet.sock" in str(agent.state.unregistered.get(POOL)))
+        await eventually(lambda: "kubelet.sock" in str(agent.state.registrations.get(POOL)))
         await node.kubelet.start()
         await node.registered()
         await eventually(lambda: agent.state.problem() is None)
+
+
+async def test_nobody_is_told_that_all_is_well_before_the_kubelet_has_the_devices(node: World) -> None:
+    node.add(1)
+    node.kubelet.takes_registrations.clear()
+    async with node.running() as agent:
+        await eventually(lambda: agent.state.published)
+        assert node.vfionode.status.conditions[0].reason == "NotRegistered"
+        assert agent.state.problem() == f"{POOL}: not registered yet"
+        node.kubelet.takes_registrations.set()
+        await eventually(lambda: node.vfionode.status.conditions[0].reason == "Published")
 
 
 @pytest.mark.parametrize("bus", ["mdev", "pci"])

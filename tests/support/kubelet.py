@@ -66,6 +66,12 @@ class Plugin:
         return dp_grpc.DevicePluginStub(self.channel)
 
 
+def _set() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class DeviceManager:
     """The device manager of the kubelet whose directory is *kubelet_dir* (``/var/lib/kubelet``).
@@ -74,7 +80,7 @@ class DeviceManager:
     ListAndWatch message received, in order. ``topology``: NUMA nodes of each device. ``pods``: what each
     container of each pod holds, or is being given. ``registrations``: every Register call that was accepted.
     ``shown_after``: seconds until PodResources shows an admitted pod. ``knows_pod_resources``: whether it is
-    new enough to serve that at its next start.
+    new enough to serve that at its next start. ``takes_registrations``: what Register waits for.
     """
 
     kubelet_dir: Path
@@ -85,6 +91,7 @@ class DeviceManager:
     registrations: list[dp.RegisterRequest] = field(default_factory=list)
     shown_after: float = SHOWN_AFTER
     knows_pod_resources: bool = True
+    takes_registrations: asyncio.Event = field(default_factory=_set)
     _shown_at: dict[PodKey, float] = field(default_factory=dict)
     _plugins: dict[str, Plugin] = field(default_factory=dict)
     _server: grpc.aio.Server | None = None
@@ -325,6 +332,7 @@ class _Registration(dp_grpc.RegistrationServicer):
             await context.abort(
                 grpc.StatusCode.UNKNOWN, f"the ResourceName {request.resource_name!r} is invalid"
             )
+        await self._manager.takes_registrations.wait()
         try:
             await self._manager._register(request)
         except TimeoutError:
