@@ -14,7 +14,9 @@ TESTS = ("tests/kernel",)
 
 def main() -> int:
     """Gets what is needed, then runs the tests, each on a line; exit status."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A shell starts background jobs with SIGINT ignored, and Python leaves it so.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         image.image()
     except image.ImageError as error:

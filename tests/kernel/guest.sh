@@ -9,4 +9,4 @@ cd /mnt/source
 echo >> /mnt/out/results.jsonl
 # Parents' conftest.py are the host's. No test may take the machine's whole time.
 exec python3 -m pytest -p no:cacheprovider -p tests.kernel.guest.relay --confcutdir=tests/kernel/guest \
-  --override-ini=timeout=120 @/mnt/source/selected
+  --override-ini=timeout=300 @/mnt/source/selected
