@@ -19,10 +19,13 @@ SOURCES = (
     "Dockerfile",
     "deploy/image",
     "tests/cluster/binaries",
-    "tests/image",
-    "tests/kernel",
+    "tests/image/base.py",
+    "tests/image/build.py",
+    "tests/kernel/image.py",
+    "tests/kernel/image.sh",
+    "tests/kernel/init",
+    "tests/node/images.py",
     "tests/node/launcher",
-    "tests/node/debian.py",
 )
 """Files that say what is built or fetched once."""
 
