@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 from tests.node.janitor import CGROUPS, hierarchies
@@ -28,6 +29,26 @@ def make(path: str) -> None:
                     (current / name).write_text(given.read_text())
             if (CGROUPS / "cgroup.controllers").exists():
                 _hand_down(parent)
+
+
+def of_pod(node: str, pod_uid: str) -> dict[str, str]:
+    """Cgroups of a pod's containers by container id, relative to the hierarchy's root; `node`: its node's."""
+    found: dict[str, str] = {}
+    # Others come and go meanwhile: os.walk passes over what is gone.
+    for directory, below, _ in os.walk(MEMORY / node):
+        if directory.endswith(f"pod{pod_uid}"):
+            found |= {name: str(Path(directory, name).relative_to(MEMORY)) for name in below}
+            below.clear()
+    return found
+
+
+def processes(path: str) -> list[int]:
+    """Process ids in a cgroup, ascending; none when the cgroup is gone."""
+    try:
+        return sorted(int(pid) for pid in (MEMORY / path / "cgroup.procs").read_text().split())
+    except OSError:
+        # Gone before it was opened (ENOENT) or before it was read (ENODEV).
+        return []
 
 
 def memory(path: str) -> dict[str, int]:

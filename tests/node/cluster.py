@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,13 +14,13 @@ from tests.cluster.base import NAMESPACE, BaseCluster
 from tests.cluster.controlplane import ClusterError
 from tests.cluster.kubevirt.timing import Timing
 from tests.cluster.processes import Process
+from tests.image.build import IMAGE
 from tests.node import images, podresources
 from tests.node.commands import ENVIRONMENT
 from tests.node.controlplane import NodeControlPlane
 from tests.node.needs import Parts
 from tests.node.node import Node, proxy_command, shared_host
 
-IMAGE = "docker.io/library/migcompat:0.1.0"
 READY = 120.0
 """Seconds within which a node is Ready; 15 on a quiet machine."""
 _ONLY_VIRT_HANDLER = ("devices.kubevirt.io/kvm", "devices.kubevirt.io/tun", "devices.kubevirt.io/vhost-net")
@@ -43,13 +44,13 @@ class NodeCluster(BaseCluster):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            super().__exit__(kind, error, trace)
-        finally:
+        # One node that does not end must not keep the others: the next cluster has nodes of the same names.
+        with contextlib.ExitStack() as stack:
             for node in self.nodes.values():
-                node.stop()
+                stack.callback(node.stop)
             if self._proxy:
-                self._proxy.stop(1.0)
+                stack.callback(self._proxy.stop, 1.0)
+            super().__exit__(kind, error, trace)
 
     def all_problems(self) -> list[str]:
         """What a stand-in could not do, and parts of nodes that ended by themselves."""

@@ -24,11 +24,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Prints what was measured."""
+    """Prints what was measured, and writes it to build/node.json."""
     figures = config.stash[_FIGURES]
     if figures.rows:
         terminalreporter.section("figures of the real nodes")
         terminalreporter.write_line(figures.table())
+        figures.write()
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.api import Object
+from tests.cluster.controlplane import ClusterError
 from tests.node import cgroups
 from tests.node.node import Node
 
@@ -40,9 +41,26 @@ class Container:
     started: str
 
     def pids(self, node: Node) -> list[int]:
-        """Its process ids in the run's PID namespace, in the order of their start."""
-        path = node.cgroups_of_pod(self.pod_uid)[self.id]
-        return sorted(int(pid) for pid in (cgroups.MEMORY / path / "cgroup.procs").read_text().split())
+        """Its process ids in the run's PID namespace, in the order of their start; at least one.
+
+        Raises:
+            ClusterError: it does not run on the node any more.
+        """
+        found = cgroups.processes(self.cgroup(node))
+        if not found:
+            raise ClusterError(f"container {self.id} of pod {self.pod_uid} has no process on {node.name}")
+        return found
+
+    def cgroup(self, node: Node) -> str:
+        """Its cgroup, relative to the hierarchy's root.
+
+        Raises:
+            ClusterError: it does not run on the node any more.
+        """
+        try:
+            return node.cgroups_of_pod(self.pod_uid)[self.id]
+        except KeyError:
+            raise ClusterError(f"container {self.id} of pod {self.pod_uid} is not on {node.name}") from None
 
 
 def running(pod: Object, name: str, kind: str = "containerStatuses") -> Container | None:

@@ -1,9 +1,13 @@
-"""Figures that tests measure in passing: printed at the end, never asserted."""
+"""Figures that tests measure in passing: printed and written at the end, never asserted."""
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
+
+OUTPUT = Path(__file__).parents[2] / "build" / "node.json"
 
 
 class Figures:
@@ -11,6 +15,7 @@ class Figures:
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, str]] = []
+        self._spreads: dict[str, dict[str, float]] = {}
 
     def add(self, name: str, value: str) -> None:
         """One figure with its unit in `value`."""
@@ -23,11 +28,23 @@ class Figures:
         median = statistics.median(ordered)
         text = f"n {len(ordered)}, median {_time(median)}, p99 {_time(p99)}, max {_time(ordered[-1])}"
         self.add(name, text)
+        numbers = (len(ordered), median, p99, ordered[-1])
+        self._spreads[name] = dict(zip(("n", "median", "p99", "max"), numbers, strict=True))
 
     def table(self) -> str:
         """All of it, aligned."""
         width = max(len(name) for name, _ in self.rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in self.rows)
+
+    def write(self, output: Path = OUTPUT) -> None:
+        """All of it as JSON: ``name`` and ``value`` as in the table; ``seconds`` has a spread's numbers."""
+        rows = [
+            {"name": name, "value": value}
+            | ({"seconds": self._spreads[name]} if name in self._spreads else {})
+            for name, value in self.rows
+        ]
+        output.parent.mkdir(exist_ok=True)
+        output.write_text(json.dumps(rows, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _time(seconds: float) -> str:

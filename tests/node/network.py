@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 from tests.node.addresses import BridgeNetwork
 from tests.node.commands import run
 
@@ -29,7 +31,7 @@ def connect(network: BridgeNetwork, number: int, holder: int) -> None:
     Raises:
         ClusterError: a command failed.
     """
-    end = f"node{number}"
+    end = _end(number)
     address = network.node(number)
     run("ip", "link", "add", end, "type", "veth", "peer", "name", "eth0", "netns", str(holder))
     run("ip", "link", "set", end, "master", network.bridge, "up")
@@ -42,3 +44,18 @@ def connect(network: BridgeNetwork, number: int, holder: int) -> None:
         _FORWARD,
     )
     run("nsenter", f"--net=/proc/{holder}/ns/net", "sh", "-ec", "\n".join(inside))
+
+
+def disconnect(number: int) -> None:
+    """Takes node `number` off the bridge; its namespace still holds the other end.
+
+    Raises:
+        ClusterError: the command failed.
+    """
+    # As this process's network namespace has it; /sys shows the namespace in which it was mounted.
+    if any(name == _end(number) for _, name in socket.if_nameindex()):
+        run("ip", "link", "del", _end(number))
+
+
+def _end(number: int) -> str:
+    return f"node{number}"

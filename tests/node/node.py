@@ -24,8 +24,10 @@ from tests.node.controlplane import NodeControlPlane
 from tests.node.images import PAUSE
 from tests.node.janitor import hierarchies, remove_cgroup
 from tests.node.run import CNI_DIRECTORY, KUBELET_DIRECTORY
+from tests.support import overlay
 
-_READY_DEADLINE = 60.0
+_READY_DEADLINE = 120.0
+_END_DEADLINE = 60.0
 _SETTINGS = Path("/proc/sys")
 BOOT_ID = _SETTINGS / "kernel/random/boot_id"
 _KUBELET_SETS = (
@@ -73,6 +75,8 @@ class Node:
         self._processes: dict[str, Process] = {}
         for part in ("kubelet", "run", "log", "host/sys", "host/dev", "logs", "containerd", "cni/cache"):
             (self.root / part).mkdir(parents=True, exist_ok=True)
+        # Copies of whole layers, where there is no overlayfs.
+        self._snapshotter = "overlayfs" if overlay.mounts(self.root / "containerd") else "native"
         self.shared = shared_host(plane.directory)
         self.shared.mkdir(exist_ok=True)
         self.new_boot_id()
@@ -99,17 +103,23 @@ class Node:
         self._start_proxy()
 
     def stop(self) -> None:
-        """Ends every process of the node, containers too, and with them its mounts and its network."""
+        """Ends every process of the node, containers too, and with them its mounts and its network.
+
+        Raises:
+            ClusterError: something stays; all else is gone.
+        """
         for name in ("kube-proxy", "kubelet", "containerd"):
             self._end(name)
         holder = self._processes.pop("holder", None)
         if holder is None:
             return
-        self._kill_members(holder.pid)
-        holder.stop(0.0)
-        for top in hierarchies():
-            if not remove_cgroup(top / self.cgroup, time.monotonic() + 10.0):
-                raise ClusterError(f"{self.name}: {top / self.cgroup} cannot be removed")
+        with contextlib.ExitStack() as stack:
+            for top in hierarchies():
+                stack.callback(self._remove_cgroup, top / self.cgroup)
+            stack.callback(holder.stop, 0.0)
+            # The kernel takes a dead namespace's interfaces away later, when the next start may be at it.
+            stack.callback(network.disconnect, self.number)
+            self._kill_members(holder.pid)
 
     def reboot(self) -> None:
         """What a reset does: every process and mount is gone, files stay, the kernel has a new boot id."""
@@ -171,7 +181,7 @@ class Node:
 
     def import_image(self, reference: str, archive: Path) -> None:
         """Imports a docker-archive. Raises ClusterError when it does not bring `reference`."""
-        self.ctr("images", "import", str(archive), timeout=180.0)
+        self.ctr("images", "import", f"--snapshotter={self._snapshotter}", str(archive), timeout=180.0)
         known = self.ctr("images", "ls", "-q").split()
         if reference not in known:
             raise ClusterError(f"{archive} brought no {reference}; containerd on {self.name} has {known}")
@@ -184,19 +194,11 @@ class Node:
 
     def cgroups_of_pod(self, pod_uid: str) -> dict[str, str]:
         """Cgroups of a running pod's containers, relative to the hierarchy's root, by container id."""
-        top = cgroups.MEMORY
-        found = {}
-        for directory in (top / self.cgroup).rglob(f"*pod{pod_uid}/*"):
-            if directory.is_dir():
-                found[directory.name] = str(directory.relative_to(top))
-        return found
+        return cgroups.of_pod(self.cgroup, pod_uid)
 
     def pids_of_pod(self, pod_uid: str) -> list[int]:
         """Process ids (in the run's PID namespace) of a pod's containers."""
-        pids = []
-        for path in self.cgroups_of_pod(pod_uid).values():
-            pids += [int(p) for p in (cgroups.MEMORY / path / "cgroup.procs").read_text().split()]
-        return pids
+        return [pid for path in self.cgroups_of_pod(pod_uid).values() for pid in cgroups.processes(path)]
 
     def log(self, part: str) -> Path:
         """The log file of a part, e.g. ``kubelet``."""
@@ -283,7 +285,7 @@ class Node:
 
     def _kill_members(self, holder: int) -> None:
         """Kills what runs in the node's cgroups or in its mount namespace (containers; their shims)."""
-        deadline = time.monotonic() + 20.0
+        deadline = time.monotonic() + _END_DEADLINE
         while members := [p for p in self._members(holder) if p != holder]:
             for pid in members:
                 with contextlib.suppress(ProcessLookupError):
@@ -291,6 +293,10 @@ class Node:
             if time.monotonic() > deadline:
                 raise ClusterError(f"{self.name}: processes {members} do not end")
             time.sleep(0.05)
+
+    def _remove_cgroup(self, path: Path) -> None:
+        if not remove_cgroup(path, time.monotonic() + _END_DEADLINE):
+            raise ClusterError(f"{self.name}: {path} cannot be removed")
 
     def _members(self, holder: int) -> list[int]:
         own = _link(Path(f"/proc/{holder}/ns/mnt"))
@@ -381,7 +387,7 @@ class Node:
                     # As KubeVirt asks its nodes for: devices belong to the user that the pod runs as.
                     "device_ownership_from_security_context": True,
                     "containerd": {
-                        "snapshotter": "overlayfs",
+                        "snapshotter": self._snapshotter,
                         "runtimes": {
                             "runc": {
                                 "runtime_type": "io.containerd.runc.v2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from tests.node import containers, images
 from tests.node.cluster import NodeCluster
 from tests.node.commands import run
 from tests.node.containers import Container
+from tests.node.devices import prepare_source
+from tests.node.figures import Figures
 
 API_SERVICE = "https://10.91.0.1:443"
 PORT = 7000
@@ -122,7 +125,7 @@ def test_pods_are_in_cgroups_below_their_node(bare: NodeCluster, pods: dict[str,
         node = bare.nodes[name]
         running = containers.running(of, "compute")
         assert running is not None
-        path = node.cgroups_of_pod(of["metadata"]["uid"])[running.id]
+        path = running.cgroup(node)
         assert path.startswith(f"{node.cgroup}/kubepods/")
         assert Path(f"/proc/{running.pids(node)[0]}/comm").read_text().strip() == "launcher"
 
@@ -133,6 +136,34 @@ def test_a_kubelet_changes_kernel_settings_of_its_node_alone(bare: NodeCluster) 
     for node in bare.nodes.values():
         node.enter("sh", "-c", "echo 11 > /proc/sys/kernel/panic")
         assert Path("/proc/sys/kernel/panic").read_text().strip() != "11"
+
+
+def test_a_node_without_overlayfs_copies_its_images(
+    bare: NodeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.support.overlay.mounts", lambda _: False)
+    bare.add_nodes({"node-3": prepare_source})
+    bare.plane.apply(pod("copied", "node-3"))
+    bare.wait(lambda: compute(bare, "copied"), "a pod runs there")
+    running = compute(bare, "copied")
+    assert running is not None
+    (root,) = (
+        line.split()
+        for line in Path(f"/proc/{running.pids(bare.nodes['node-3'])[0]}/mountinfo").read_text().splitlines()
+        if line.split()[4] == "/"
+    )
+    assert "/io.containerd.snapshotter.v1.native/" in root[3]
+
+
+def test_figures_are_written_with_their_numbers(tmp_path: Path) -> None:
+    figures = Figures()
+    figures.add("size", "3 MB")
+    figures.spread("wait", [0.3, 0.1, 0.2])
+    figures.write(tmp_path / "build" / "node.json")
+    size, wait = json.loads((tmp_path / "build" / "node.json").read_text())
+    assert size == {"name": "size", "value": "3 MB"}
+    assert wait["seconds"] == {"n": 3, "median": 0.2, "p99": 0.3, "max": 0.3}
+    assert wait["value"] == "n 3, median 200.0 ms, p99 300.0 ms, max 300.0 ms"
 
 
 @pytest.mark.parametrize(

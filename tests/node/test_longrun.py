@@ -39,8 +39,8 @@ def test_a_program_that_is_not_there_is_named() -> None:
 
 def test_the_deadline_ends_it_and_its_children(tmp_path: Path) -> None:
     child = tmp_path / "child"
-    with pytest.raises(longrun.LongRunError, match="thing: not done after 2 s"):
-        longrun.run("thing", ["sh", "-c", f"sleep 100 & echo $! > {child}; wait"], deadline=2)
+    with pytest.raises(longrun.LongRunError, match="thing: not done after 10 s"):
+        longrun.run("thing", ["sh", "-c", f"sleep 100 & echo $! > {child}; wait"], deadline=10)
     deadline = time.monotonic() + 30
     while is_alive(int(until(child))):
         assert time.monotonic() < deadline
@@ -50,7 +50,9 @@ def test_the_deadline_ends_it_and_its_children(tmp_path: Path) -> None:
 @pytest.mark.parametrize("patience", [0, 30])
 def test_it_ends_with_us_unless_it_must_not_be_cut_off(tmp_path: Path, patience: int) -> None:
     started, ended = tmp_path / "started", tmp_path / "ended"
-    script = f"echo $$ > {started}; sleep 3; echo x > {ended}"
+    # On a busy machine we may come to kill it late.
+    seconds = 3 if patience else 60
+    script = f"echo $$ > {started}; sleep {seconds}; echo x > {ended}"
     ours = subprocess.Popen(
         [sys.executable, "-c", f"""
 from tests.support import longrun

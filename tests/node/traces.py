@@ -163,11 +163,17 @@ def _files(run: str) -> Iterator[str]:
     others = run and any(path.name != run for path in _TMP.glob(f"{_RUN}*"))
     for top in _FILES:
         shared = {top, top / MADE_BY_US} if others and top in MOUNT_POINTS else set()
-        for path in [top, *top.rglob("*")] if top.exists() else ():
-            if path not in shared:
-                yield str(path)
+        yield from (str(path) for path in _all_below(top) if path not in shared)
     if run and (_TMP / run).exists():
         yield str(_TMP / run)
+
+
+def _all_below(top: Path) -> Iterator[Path]:
+    """The path with all below it; what goes meanwhile is passed over."""
+    if top.exists():
+        yield top
+    for path, directories, files in os.walk(top):
+        yield from (Path(path, name) for name in (*directories, *files))
 
 
 def _read(path: Path | str) -> str:

@@ -90,7 +90,6 @@ def assert_lives(cluster: NodeCluster, before: Launcher) -> None:
     cluster.wait(
         lambda: launcher(cluster, before.vm) == before,
         f"{before} lives on",
-        within=10,
         on_failure=lambda: str([(p["metadata"]["name"], p["status"]) for p in pods(cluster, before.vm)]),
     )
 
