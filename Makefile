@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo image test test-node test-kernel lint format bench lock generate manifests cache-key clean
+.PHONY: help venv parts demo image test test-node test-kernel lint format bench lock generate manifests \
+	cache-key clean
 
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -20,6 +21,9 @@ $(VENV)/.ready: requirements-dev.lock pyproject.toml
 	@touch $@
 
 venv: $(VENV)/.ready
+
+parts: venv  ## builds and installs what all tests need once, into the cache (root on Debian)
+	@$(BIN)/python -m tests.tools.parts
 
 demo: venv  ## the main job once, on a real control plane, step by step
 	@$(BIN)/python -m tests.scenario.demo

@@ -36,9 +36,11 @@ def test_every_test_file_belongs_to_exactly_one_stage(pytestconfig: pytest.Confi
 
 def test_ci_runs_every_stage() -> None:
     text = (ROOT / ".ci" / "run").read_text()
-    for target in ("lint", "test", "test-node", "test-kernel"):
-        assert f" make {target}\n" in text
+    targets = ("lint", "parts", "test", "test-node", "test-kernel")
+    for target in targets:
         assert f"\n{target}: venv" in (ROOT / "Makefile").read_text()
+    at = [text.index(f" make {target}\n") for target in targets]
+    assert at == sorted(at), "no stage has to build what is built once"
 
 
 def test_the_cache_key_changes_with_what_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

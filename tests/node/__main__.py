@@ -14,22 +14,25 @@ from tests.cluster.binaries.build import BuildError
 from tests.cluster.controlplane import ClusterError
 from tests.node import needs, run
 from tests.node.debian import DebianError
+from tests.support import longrun
 
 TESTS = ("tests/node", "tests/image")
-OUTSIDE = Path("tests/node/test_interrupted.py")
-"""Starts runs and ends them: it has to see the machine as it is, so no run's namespaces are around it."""
+OUTSIDE = (Path("tests/node/test_interrupted.py"), Path("tests/node/test_preparation.py"))
+"""What starts runs, or what comes before them, and ends it: it has to see the machine as it is, so no run's
+namespaces are around it."""
 _NONE_CHOSEN = 5  # pytest.ExitCode.NO_TESTS_COLLECTED; importing pytest takes long
 
 
 def main() -> int:
     """Gets what is needed, then runs tests or holds a cluster in namespaces of their own; exit status."""
-    # A shell starts background jobs with SIGINT ignored, and Python leaves it so.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    longrun.interruptible()
     begun = time.monotonic()
     arguments = sys.argv[1:]
     try:
         run.require_root()
         needs.parts()
+        # From here on only runs have something to end; they say themselves how.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         print(
             f"[real nodes] all parts are there, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True
         )
@@ -50,7 +53,8 @@ def _test(arguments: Sequence[str]) -> int:
     pytest = [sys.executable, "-m", "pytest"]
     codes = []
     if inside:
-        codes.append(run.contained([*pytest, f"--ignore={OUTSIDE}", *inside, *options]))
+        ignored = [f"--ignore={file}" for file in OUTSIDE]
+        codes.append(run.contained([*pytest, *ignored, *inside, *options]))
     if outside:
         codes.append(_call([*pytest, *outside, *options]))
     return max((code for code in codes if code != _NONE_CHOSEN), default=_NONE_CHOSEN)
@@ -61,10 +65,13 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     paths = [a for a in arguments if Path(a.split("::")[0]).exists()]
     options = [a for a in arguments if a not in paths]
     files = {a: Path(a.split("::")[0]).resolve() for a in paths or TESTS}
-    outside = [a for a, file in files.items() if file == OUTSIDE.resolve()]
+    own = {file.resolve(): file for file in OUTSIDE}
+    outside = [a for a, file in files.items() if file in own]
     inside = [a for a in files if a not in outside]
-    if not outside and any(OUTSIDE.resolve().is_relative_to(file) for file in files.values()):
-        outside = [str(OUTSIDE)]
+    chosen = {files[a] for a in outside}
+    for file, name in own.items():
+        if file not in chosen and any(file.is_relative_to(files[a]) for a in inside):
+            outside.append(str(name))
     return inside, outside, options
 
 

@@ -131,10 +131,13 @@ def _find(command: str) -> Path | None:
 
 def main() -> None:
     """Installs what is missing and prints where everything is."""
+    longrun.interruptible()
     try:
         found = need(dict(argument.split("=", 1) for argument in sys.argv[1:]))
     except DebianError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
     for path in found.values():
         print(path)
 

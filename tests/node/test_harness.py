@@ -18,6 +18,7 @@ from tests.node.containers import Container
 from tests.node.devices import prepare_source
 from tests.node.figures import Figures
 
+OUTSIDE = ["tests/node/test_interrupted.py", "tests/node/test_preparation.py"]
 API_SERVICE = "https://10.91.0.1:443"
 PORT = 7000
 ANSWER = f"""
@@ -169,12 +170,12 @@ def test_figures_are_written_with_their_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "inside", "outside", "options"),
     [
-        ([], ["tests/node", "tests/image"], ["tests/node/test_interrupted.py"], []),
-        (["-k", "life"], ["tests/node", "tests/image"], ["tests/node/test_interrupted.py"], ["-k", "life"]),
+        ([], ["tests/node", "tests/image"], OUTSIDE, []),
+        (["-k", "life"], ["tests/node", "tests/image"], OUTSIDE, ["-k", "life"]),
         (["tests/node/test_harness.py", "-x"], ["tests/node/test_harness.py"], [], ["-x"]),
         (["tests/node/test_harness.py::test_a"], ["tests/node/test_harness.py::test_a"], [], []),
         (["tests/node/test_interrupted.py::test_a"], [], ["tests/node/test_interrupted.py::test_a"], []),
-        (["tests/node"], ["tests/node"], ["tests/node/test_interrupted.py"], []),
+        (["tests/node"], ["tests/node"], OUTSIDE, []),
         (["tests/image"], ["tests/image"], [], []),
     ],
 )  # fmt: skip

@@ -34,6 +34,16 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+def interruptible() -> None:
+    """From now on SIGTERM ends this process as Ctrl-C does: what is under way is ended, or let to its end.
+
+    A shell starts background jobs with SIGINT ignored, and Python leaves it so; that ends, too. Only the main
+    thread may call it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+
+
 def run(
     name: str,
     command: Sequence[str],
