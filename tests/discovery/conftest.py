@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -27,3 +29,18 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], P
 def sys(tmp_path: Path) -> Path:
     """A sysfs without devices."""
     return make_sysfs(tmp_path)
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Make a file open, and every read of it fail with EIO, as of a driver whose hardware is gone."""
+    read = os.read
+    files: set[str] = set()
+
+    def fail(descriptor: int, length: int) -> bytes:
+        if os.readlink(f"/proc/self/fd/{descriptor}") in files:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(descriptor, length)
+
+    monkeypatch.setattr("migcompat.sysfs.tree.os.read", fail)
+    return lambda file: files.add(os.path.realpath(file))

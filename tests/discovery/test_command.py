@@ -66,8 +66,24 @@ def test_text(run: Callable[..., tuple[int, str]], node: Path) -> None:
     assert f"{UUID} (L1)" in lines
     assert "  self: device_api=vfio-pci software_version=1.2.0 type=mtty-2" in lines
     assert "  compatible[0]: device_api=vfio-pci software_version=1.2.0 type=mtty-2" in lines
+    shows = lines.index("Shown without being declared:")
+    assert lines[shows + 1] == "  0000:01:00.1, 0000:02:00.0"
+    assert lines[shows + 2].split() == [
+        *("device_api=vfio-pci", "driver=vfio-pci"),
+        *("pci_id=15b3101e", "pci_revision=00", "type=pci-15b3-101e"),
+    ]
+    assert lines[shows + 3] == f"  {UUID}"
     assert any(line.startswith("  0000:02:00.0: it has no IOMMU group") for line in lines)
     assert any(line.startswith("  bus/pci/devices/0000:03:00.0: ") for line in lines)
+
+
+def test_text_names_few_of_the_many_that_show_the_same(
+    run: Callable[..., tuple[int, str]], sys: Path
+) -> None:
+    for n in range(5):
+        add_function(sys, f"pci0000:00/0000:01:00.{n}", group=n)
+    lines = run("--sysfs", sys)[1].splitlines()
+    assert "  0000:01:00.0, 0000:01:00.1, 0000:01:00.2 and 2 more" in lines
 
 
 def test_text_of_a_machine_without_devices(run: Callable[..., tuple[int, str]], sys: Path) -> None:
@@ -87,6 +103,10 @@ def test_json_has_every_field(run: Callable[..., tuple[int, str]], node: Path) -
     assert devices[UUID]["numaNode"] is None
     assert devices[UUID]["declaration"]["self"]["attributes"] == SELF
     assert devices[UUID]["declaration"]["layout"] == "L1"
+    assert devices[UUID]["declaration"]["shown"] == {
+        **{"device_api": "vfio-pci", "type": "mtty-2", "type_name": "The mtty-2", "driver": "mtty"}
+    }
+    assert devices["0000:01:00.1"]["declaration"]["shown"]["type"] == "pci-15b3-101e"
     assert [problem["path"] for problem in document["problems"]] == ["bus/pci/devices/0000:03:00.0"]
 
 

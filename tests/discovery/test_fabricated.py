@@ -6,19 +6,13 @@ from pathlib import Path
 
 import pytest
 from migcompat.engine.declaration import Kind
-from migcompat.sysfs.scan import FoundDevice, scan
+from migcompat.sysfs.scan import scan
 
+from tests.discovery.finding import only
 from tests.support.fabricate import add_driver, add_function, add_mdev, link, write
 from tests.support.vfs import make_vfs
 
 UUID = "336f95d5-1d9d-5a8e-9e77-55f722edd4e6"
-
-
-def only(sys: Path) -> FoundDevice:
-    result = scan(sys)
-    assert result.problems == ()
-    [device] = result.devices
-    return device
 
 
 def test_a_vgpu_on_a_pci_function_has_its_facts_from_there(sys: Path) -> None:
@@ -170,4 +164,6 @@ def test_a_thousand_vfs(tmp_path: Path, declare: bool) -> None:
     assert {device.problem for device in result.devices} == {""}
     assert {device.physfn for device in result.devices} == {f"0000:{bus:02x}:00.0" for bus in (1, 3, 5, 7)}
     assert {device.numa_node for device in result.devices} == {0, 1}
+    shown = [device.declaration.shown for device in result.devices]
+    assert shown == [{**shown[0], "pci_id": "15b3101e"}] * 1024
     assert {device.declaration.layout for device in result.devices} == ({"L1"} if declare else {""})

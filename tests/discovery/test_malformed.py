@@ -13,6 +13,7 @@ from migcompat.sysfs.declaration import read_declaration
 from migcompat.sysfs.scan import FoundDevice, ScanError, scan
 from migcompat.sysfs.tree import Tree
 
+from tests.discovery.finding import problem_of
 from tests.support.fabricate import add_function, add_mdev, write
 
 UUID = "336f95d5-1d9d-5a8e-9e77-55f722edd4e6"
@@ -32,14 +33,6 @@ def sound(sys: Path) -> Iterator[None]:
 
 def find(sys: Path, wanted: str) -> FoundDevice:
     return next(device for device in scan(sys).devices if device.id == wanted)
-
-
-def problem_of(sys: Path, path: str) -> str:
-    result = scan(sys)
-    [problem] = result.problems
-    assert problem.path == path
-    assert path.rpartition("/")[2] not in {device.id for device in result.devices}
-    return problem.message
 
 
 @pytest.mark.parametrize("missing", ["bus", "devices"])
@@ -178,6 +171,43 @@ class TestAttributes:
         spoil(sys / "module/vfio_pci/version")
         assert find(sys, "0000:01:00.0").problem == ""
 
+    @each_breakage
+    @pytest.mark.parametrize(
+        ("attribute", "name"),
+        [
+            ("revision", "pci_revision"),
+            ("subsystem_vendor", "pci_subsystem"),
+            ("subsystem_device", "pci_subsystem"),
+        ],
+    )
+    def test_what_is_only_shown_is_left_out(
+        self, sys: Path, function: Path, attribute: str, name: str, spoil: Callable[[Path], None]
+    ) -> None:
+        write(function, {"revision": "0x02", "subsystem_vendor": "0x15b3", "subsystem_device": "0x0061"})
+        before = find(sys, "0000:01:00.0").declaration.shown
+        spoil(function / attribute)
+        found = find(sys, "0000:01:00.0")
+        assert found.problem == ""
+        assert found.declaration.shown == {key: value for key, value in before.items() if key != name}
+
+    @each_breakage
+    def test_debugfs_never_matters(self, sys: Path, function: Path, spoil: Callable[[Path], None]) -> None:
+        debug = sys / "kernel/debug/vfio/0000:01:00.0/migration"
+        debug.mkdir(parents=True)
+        write(debug, {"features": "stop-copy"})
+        assert find(sys, "0000:01:00.0").declaration.shown["migration_features"] == "stop-copy"
+        spoil(debug / "features")
+        found = find(sys, "0000:01:00.0")
+        assert found.problem == ""
+        assert "stop-copy" not in found.declaration.shown.get("migration_features", "")
+
+    @each_breakage
+    def test_the_name_of_an_mdev_type_never_matters(self, sys: Path, spoil: Callable[[Path], None]) -> None:
+        device = add_mdev(sys, MTTY, UUID, type_id="mtty-1", driver="mtty", group=2)
+        spoil((device / "mdev_type").resolve() / "name")
+        found = find(sys, UUID)
+        assert (found.type, found.problem) == ("mtty-1", "")
+
     def test_driver_that_is_no_link(self, sys: Path, function: Path) -> None:
         (function / "driver").unlink()
         (function / "driver").mkdir()
@@ -263,8 +293,8 @@ def test_an_error_of_the_operating_system_costs_one_device(
 ) -> None:
     add_function(sys, "pci0000:00/0000:01:00.0", group=1)
 
-    def fail(directory: Path, kind: Kind) -> Declaration:
-        if directory.name == "0000:01:00.0":
+    def fail(directory: str, kind: Kind) -> Declaration:
+        if directory.endswith("0000:01:00.0"):
             raise OSError(5, "Input/output error")
         return read_declaration(directory, kind)
 

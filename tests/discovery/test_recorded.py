@@ -162,6 +162,40 @@ def test_an_mdev_without_a_pci_parent(recorded: Recorded) -> None:
     assert (mdev.iommu_group, mdev.vfio_dev, mdev.problem) == ("30", "vfio19", "")
 
 
+@each_tree
+def test_what_devices_show_is_what_their_files_say(recorded: Recorded, kernel: str, tree: str) -> None:
+    root = recorded(kernel, tree)
+    for device in by_id(root).values():
+        says, path = device.declaration.shown, root / device.path
+        assert says["device_api"] == "vfio-pci"
+        assert says["driver"] == (path / "driver").resolve().name
+        if device.kind is Kind.MDEV:
+            type_dir = (path / "mdev_type").resolve()
+            assert (says["type"], says["type_name"]) == (type_dir.name, content(type_dir / "name"))
+            module = path / "driver/module/version"
+            version = content(module) if module.exists() else None
+            assert says.get("software_version") == says.get("driver_version") == version
+            assert not {name for name in says if "pci" in name}, "these live on no PCI function"
+        else:
+            vendor, model, revision, *subsystem = (
+                content(path / name).removeprefix("0x")
+                for name in ("vendor", "device", "revision", "subsystem_vendor", "subsystem_device")
+            )
+            assert (says["type"], says["pci_id"]) == (f"pci-{vendor}-{model}", vendor + model)
+            assert (says["pci_revision"], says["pci_subsystem"]) == (revision, "".join(subsystem))
+            assert "software_version" not in says, "vfio-pci has no version"
+
+
+def content(file: Path) -> str:
+    return file.read_text().strip()
+
+
+def test_versions_are_shown_in_the_recording(recorded: Recorded) -> None:
+    """So that the test above cannot pass without a version anywhere."""
+    shown = [device.declaration.shown for device in by_id(recorded(NEW, "2-vfio-mdev")).values()]
+    assert {says["software_version"] for says in shown if says["driver"] == "mtty"} == {"0.1"}
+
+
 def test_recorded_devices_declare_nothing(recorded: Recorded) -> None:
     found = by_id(recorded(NEW, "2-vfio-mdev"))
     assert {device.declaration.layout for device in found.values()} == {""}

@@ -18,10 +18,9 @@ def mdev(type_id: str) -> FoundDevice:
     return FoundDevice(id="m", kind=Kind.MDEV, path="p", declaration=Declaration(Kind.MDEV), type=type_id)
 
 
-def function(pci_id: str) -> FoundDevice:
-    return FoundDevice(
-        id="f", kind=Kind.PHYSICAL, path="p", declaration=Declaration(Kind.PHYSICAL), pci_id=pci_id
-    )
+def function(pci_id: str, type_id: str = "") -> FoundDevice:
+    nothing = Declaration(Kind.PHYSICAL)
+    return FoundDevice("f", Kind.PHYSICAL, "p", nothing, pci_id=pci_id, type=type_id)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +34,7 @@ def function(pci_id: str) -> FoundDevice:
         (mdev("__"), "vfio.migcompat.io/unknown"),
         (function("15b3101e"), "vfio.migcompat.io/pci-15b3-101e"),
         (function(""), "vfio.migcompat.io/unknown"),
+        (function("10de2335", "nvidia-1414"), "vfio.migcompat.io/nvidia-1414"),
     ],
 )
 def test_names(device: FoundDevice, expected: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,9 @@ from migcompat.sysfs.scan import scan as scan_tree
 EXIT_UNUSABLE_ARGUMENTS = 2
 
 _HEADER = ("DEVICE", "KIND", "TYPE", "DRIVER", "PARENT", "NUMA", "GROUP", "VFIO-DEV", "RESOURCE", "DECLARES")
+
+_NAMED = 3
+"""Devices that are named of those that show the same."""
 
 
 class Output(enum.StrEnum):
@@ -66,7 +69,7 @@ def as_plain(sysfs: Path, result: ScanResult) -> dict[str, Any]:
 
 
 def as_text(sysfs: Path, result: ScanResult) -> str:
-    """The result for people: a table, then in full what the devices declare, then problems."""
+    """The result for people: a table, then in full what the devices declare and show, then problems."""
     physical = sum(device.kind is DeviceKind.PHYSICAL for device in result.devices)
     lines = [
         f"{_count(len(result.devices), 'VFIO device')} in {sysfs}:"
@@ -77,6 +80,8 @@ def as_text(sysfs: Path, result: ScanResult) -> str:
     for device in result.devices:
         if device.declaration.layout:
             lines += ["", *_declared(device)]
+    if any(device.declaration.shown for device in result.devices):
+        lines += ["", "Shown without being declared:", *_shown(result.devices)]
     unusable = [device for device in result.devices if device.problem]
     if unusable:
         lines += ["", "Found, but not usable:", *(f"  {device.id}: {device.problem}" for device in unusable)]
@@ -116,6 +121,18 @@ def _declared(device: FoundDevice) -> list[str]:
     said = _attributes(own.attributes) if present else _absence(own.presence, own.problem)
     title = f"{device.id} ({device.declaration.layout})"
     return [title, f"  self: {said}", *_accepted(device.declaration.accepts)]
+
+
+def _shown(devices: Sequence[FoundDevice]) -> Iterator[str]:
+    """What devices show, those that show the same together."""
+    groups: dict[str, list[str]] = {}
+    for device in devices:
+        if device.declaration.shown:
+            groups.setdefault(_attributes(device.declaration.shown), []).append(device.id)
+    for attributes, ids in groups.items():
+        more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+        yield f"  {', '.join(ids[:_NAMED])}{more}"
+        yield f"    {attributes}"
 
 
 def _accepted(accepts: Acceptance) -> list[str]:

@@ -29,7 +29,7 @@ _L3 = "migration_compatible"
 _L4 = "mdev_type"
 
 
-def read_declaration(device_dir: Path, kind: Kind | None = None) -> Declaration:
+def read_declaration(device_dir: Path | str, kind: Kind | None = None) -> Declaration:
     """What the device in *device_dir* says about itself; *kind* None: an mdev iff it has ``mdev_type``.
 
     Never raises for what is in the directory: flaws are part of the answer. Of several layouts L1/L2 is

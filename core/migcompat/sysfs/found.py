@@ -6,10 +6,13 @@ Which file each field comes from is written down in ``docs/reference/scan.md``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
 from migcompat.engine.declaration import Declaration, Kind
+
+T = TypeVar("T")
 
 
 class FoundDevice(msgspec.Struct, frozen=True, rename="camel"):
@@ -17,11 +20,11 @@ class FoundDevice(msgspec.Struct, frozen=True, rename="camel"):
 
     ``id``: PCI address or mdev UUID, unique on the node. ``path`` is relative to the sysfs root.
     ``parent``: the device that an mdev or a VF lives on, empty for other functions. ``type``: the mdev
-    type's directory name (``nvidia-63``), ``type_name`` its human name; both empty for a physical device.
-    ``pci_id``: ``vendor`` and ``device``, 8 hex digits, and ``revision`` (``0x02``) of the function itself
-    or of the function that an mdev lives on; empty outside PCI. ``numa_node``: None when the kernel does not
-    know. ``iommu_group``: the group's number, empty without one. ``vfio_dev``: ``vfioN``, empty before
-    Linux 6.1.
+    type's directory name (``nvidia-63``) or an NVIDIA VF's vGPU type (``nvidia-1414``), ``type_name`` its
+    human name; both empty for other functions. ``pci_id``: ``vendor`` and ``device``, 8 hex digits, and
+    ``revision`` (``0x02``) of the function itself or of the function that an mdev lives on; empty outside
+    PCI. ``numa_node``: None when the kernel does not know. ``iommu_group``: the group's number, empty
+    without one. ``vfio_dev``: ``vfioN``, empty before Linux 6.1.
     ``problem``: why the device, though found, cannot be handed to a VM; empty when it can.
     """
 
@@ -57,7 +60,7 @@ class Vanished(Exception):
 
 
 class Finds(msgspec.Struct):
-    """What one provider found so far."""
+    """What was found so far."""
 
     devices: list[FoundDevice] = msgspec.field(default_factory=list)
     problems: list[ScanProblem] = msgspec.field(default_factory=list)
@@ -66,16 +69,17 @@ class Finds(msgspec.Struct):
         """Note that *path* could not be taken for a device."""
         self.problems.append(ScanProblem(path, message))
 
-    def device(self, path: str, read: Callable[[], FoundDevice]) -> None:
-        """Take the device that *read* returns; what keeps it from doing so becomes a problem of *path*."""
+    def look(self, path: str, look: Callable[[], T]) -> T | None:
+        """What *look* returns; what keeps it from doing so becomes a problem of *path*, and None."""
         try:
-            self.devices.append(read())
+            return look()
         except Vanished:
             self.problem(path, "went away while it was being read, or its link is broken")
         except ValueError as error:
             self.problem(path, str(error))
         except OSError as error:
             self.problem(path, f"cannot be read ({error.strerror or error})")
+        return None
 
 
 class ScanResult(msgspec.Struct, frozen=True):

@@ -1,108 +1,195 @@
-"""PCI functions that can be given to a VM: VFs, PFs and plain functions bound to a VFIO driver.
+"""The PCI bus, and what holds for every function on it, whoever drives it.
 
-A function is a VFIO device when
+A function can be given to a VM when VFIO serves it. That is so when
 
 * it has a ``vfio-dev/`` entry: whatever its driver is called, it has registered the function with VFIO
   (since Linux 6.1), or
-* its driver's name says so: ``vfio-pci`` itself (``drivers/vfio/pci/vfio_pci.c``), and the variant drivers,
-  which all end in ``vfio_pci``: ``mlx5_vfio_pci``, ``hisi_acc_vfio_pci``, ``pds_vfio_pci``,
-  ``virtio_vfio_pci``, ``nvgrace_gpu_vfio_pci``, ``qat_vfio_pci``, ``ism_vfio_pci`` and, the only one with
-  dashes, ``xe-vfio-pci`` (``struct pci_driver`` in ``drivers/vfio/pci/*/``; ``KBUILD_MODNAME`` has
-  underscores). This rule serves kernels before 6.1 and the moment between binding and registering.
+* its driver's name says so (:func:`is_vfio_driver`).
 """
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
+import re
+from collections.abc import Iterator, Mapping
+from posixpath import basename
 from typing import NamedTuple
 
+import msgspec
+
 from migcompat.engine.declaration import Kind
+from migcompat.sysfs import shown
 from migcompat.sysfs.declaration import read_declaration
 from migcompat.sysfs.found import Finds, FoundDevice, Vanished
-from migcompat.sysfs.tree import NO_IOMMU, PCI_ADDRESS, Tree, printable
+from migcompat.sysfs.provider import Bus
+from migcompat.sysfs.tree import Tree, ancestors, printable
 
-BUS = "bus/pci/devices"
+ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
+"""``domain:bus:device.function``; domains above ffff exist behind Intel VMD."""
 
 DEVICE_API = "vfio-pci"
 """What every VFIO PCI function is to its user, whichever driver serves it."""
+
+NO_IOMMU = "vfio-noiommu"
+"""The name of IOMMU groups that VFIO makes up for functions in no-IOMMU mode."""
 
 HARMLESS_DRIVERS = frozenset({"", "pcieport", "pci-stub"})
 """Drivers that do no DMA of their own and so may share an IOMMU group with a VFIO device
 (``driver_managed_dma`` in ``drivers/pci/pcie/portdrv.c`` and ``drivers/pci/pci-stub.c``)."""
 
+_WORD = re.compile(r"0x[0-9a-f]{4}")
+_BYTE = re.compile(r"0x[0-9a-f]{2}")
+
 
 def is_vfio_driver(driver: str) -> bool:
-    """Whether *driver*'s name is that of vfio-pci or one of its variant drivers."""
+    """Whether *driver*'s name is that of vfio-pci or one of its variant drivers.
+
+    vfio-pci itself (``drivers/vfio/pci/vfio_pci.c``) and the variant drivers all end in ``vfio_pci``:
+    ``mlx5_vfio_pci``, ``hisi_acc_vfio_pci``, ``pds_vfio_pci``, ``virtio_vfio_pci``,
+    ``nvgrace_gpu_vfio_pci``, ``qat_vfio_pci``, ``ism_vfio_pci`` and, the only one with dashes,
+    ``xe-vfio-pci`` (``struct pci_driver`` in ``drivers/vfio/pci/*/``; ``KBUILD_MODNAME`` has underscores).
+    This serves kernels before 6.1 and the moment between binding and registering.
+    """
     return driver.replace("-", "_").endswith("vfio_pci")
 
 
-def find(tree: Tree) -> Finds:
-    """All PCI VFIO devices of *tree*. Never raises for what it finds there."""
-    finds = Finds()
-    try:
-        names = tree.names(BUS)
-    except OSError as error:
-        finds.problem(BUS, f"cannot be listed ({error.strerror}): no PCI device is found")
-        return finds
-    neighbours = _Neighbours()
-    candidates: list[_Candidate] = []
-    for name in names:
-        entry = f"{BUS}/{name}"
-        notes: list[str] = []
-        if not PCI_ADDRESS.fullmatch(name):
-            finds.problem(printable(entry), "the name is not a PCI address")
-            continue
-        driver = neighbours.drivers[name] = tree.link(f"{entry}/driver", notes)
-        vfio_dev = tree.vfio_dev(entry, notes)
-        if vfio_dev or is_vfio_driver(driver):
-            candidates.append(_Candidate(name, driver, vfio_dev, notes))
-        elif notes or not (driver or tree.is_directory(entry)):
-            finds.problem(entry, "; ".join(notes) or "the link is broken")
-        elif driver not in HARMLESS_DRIVERS:
-            neighbours.host_groups[tree.link(f"{entry}/iommu_group", notes)] = f"{name} (driver {driver})"
-    for candidate in candidates:
-        finds.device(f"{BUS}/{candidate.address}", partial(_read, tree, candidate, neighbours))
-    return finds
+class Identity(NamedTuple):
+    """What is burnt into a function: ids of 8 hex digits, ``revision`` as the kernel writes it (``0x02``)."""
+
+    pci_id: str = ""
+    revision: str = ""
+    subsystem: str = ""
+
+    def shown(self) -> dict[str, str]:
+        """All but the id, which is another attribute for a function than for what lives on it."""
+        revision = self.revision[2:] if _BYTE.fullmatch(self.revision) else ""
+        return shown.given(pci_revision=revision, pci_subsystem=self.subsystem)
 
 
-class _Candidate(NamedTuple):
-    """A VFIO device as the first look at the bus shows it; ``notes``: what went wrong then."""
+class Neighbours(NamedTuple):
+    """What functions must know of each other.
 
+    ``drivers`` by address; ``hosts``: addresses of what the host uses, by IOMMU group; ``identities`` of VFs
+    by PF.
+    """
+
+    drivers: dict[str, str]
+    hosts: dict[str, list[str]]
+    identities: dict[str, Identity]
+
+
+class Function(NamedTuple):
+    """A function as the first look at the bus shows it; ``notes``: what went wrong then."""
+
+    tree: Tree
     address: str
+    entry: str
     driver: str
     vfio_dev: str
     notes: list[str]
+    neighbours: Neighbours
+
+    @property
+    def of_vfio(self) -> bool:
+        """Whether VFIO serves it."""
+        return bool(self.vfio_dev) or is_vfio_driver(self.driver)
+
+    @property
+    def is_vf(self) -> bool:
+        """Whether it is a VF."""
+        return self.tree.exists(f"{self.entry}/physfn")
 
 
-class _Neighbours:
-    """What must be known of other functions to judge one: drivers by address, and who holds which group."""
+def _candidates(tree: Tree, finds: Finds) -> Iterator[Function]:
+    try:
+        names = tree.names(BUS.path)
+    except OSError as error:
+        finds.problem(BUS.path, f"cannot be listed ({error.strerror}): no PCI device is found")
+        return
+    neighbours = Neighbours({}, {}, {})
+    functions: list[Function] = []
+    for name in names:
+        entry = f"{BUS.path}/{name}"
+        notes: list[str] = []
+        if not ADDRESS.fullmatch(name):
+            finds.problem(printable(entry), "the name is not a PCI address")
+            continue
+        driver = neighbours.drivers[name] = tree.link(f"{entry}/driver", notes)
+        function = Function(tree, name, entry, driver, tree.vfio_dev(entry, notes), notes, neighbours)
+        if not function.of_vfio:
+            if notes or not (driver or tree.is_directory(entry)):
+                finds.problem(entry, "; ".join(notes) or "the link is broken")
+                continue
+            if driver not in HARMLESS_DRIVERS:
+                neighbours.hosts.setdefault(tree.link(f"{entry}/iommu_group", notes), []).append(name)
+        functions.append(function)
+    yield from functions
 
-    def __init__(self) -> None:
-        self.drivers: dict[str, str] = {}
-        self.host_groups: dict[str, str] = {}
+
+BUS = Bus("bus/pci/devices", _candidates)
 
 
-def _read(tree: Tree, candidate: _Candidate, neighbours: _Neighbours) -> FoundDevice:
-    address, driver, vfio_dev, notes = candidate
-    entry = f"{BUS}/{address}"
+def identity(tree: Tree, function: str, notes: list[str]) -> Identity:
+    """The identity of the function at the path *function*; only a missing id is worth a note."""
+    pci_id = _words(tree, function, ("vendor", "device"), notes)
+    if not pci_id:
+        return Identity()
+    revision = tree.value(f"{function}/revision", [])
+    return Identity(pci_id, revision, _words(tree, function, ("subsystem_vendor", "subsystem_device"), []))
+
+
+def _words(tree: Tree, function: str, names: tuple[str, str], notes: list[str]) -> str:
+    words = []
+    for name in names:
+        word = tree.value(f"{function}/{name}", notes)
+        if not _WORD.fullmatch(word):
+            notes.append(f"{name} reads '{word[:16]}', not 0x and 4 hex digits")
+            return ""
+        words.append(word[2:])
+    return "".join(words)
+
+
+def function_above(device: str) -> str:
+    """The path of the nearest PCI function above *device*; empty where there is none."""
+    return next((place for place in ancestors(device) if ADDRESS.fullmatch(basename(place))), "")
+
+
+def read(
+    function: Function, *, type_id: str = "", type_name: str = "", extra: Mapping[str, str] | None = None
+) -> FoundDevice:
+    """The device that *function* is; *extra* is what it shows beside its PCI facts.
+
+    Without a *type_id* the PCI id stands for the type, as a signature. Raises Vanished, ValueError, OSError.
+    """
+    tree, address, entry, driver, vfio_dev, notes, _ = function
     path = tree.device_path(entry)
     group = tree.link(f"{path}/iommu_group", notes)
     physfn = tree.link(f"{path}/physfn", notes)
-    pci_id, revision = tree.pci_id(path, notes)
+    own = _identity_of(function, path, physfn)
+    version = tree.driver_version("pci", driver)
     numa_node = tree.numa_node(path, notes)
-    notes += _obstacles(tree, driver, group, physfn, neighbours)
+    notes += _obstacles(function, group, physfn)
+    signature = f"pci-{own.pci_id[:4]}-{own.pci_id[4:]}" if own.pci_id else ""
+    declaration = read_declaration(tree.absolute(path), Kind.PHYSICAL)
+    shows = {
+        **shown.given(device_api=DEVICE_API, type=type_id or signature, pci_id=own.pci_id),
+        **own.shown(),
+        **shown.of_driver(driver, version),
+        **shown.migration_features(tree, address),
+        **(extra or {}),
+    }
     found = FoundDevice(
         id=address,
         kind=Kind.PHYSICAL,
         path=printable(path),
-        declaration=read_declaration(Path(tree.absolute(path)), Kind.PHYSICAL),
+        declaration=msgspec.structs.replace(declaration, shown=shows),
         parent=physfn,
         driver=driver,
-        driver_version=tree.driver_version("pci", driver),
+        driver_version=version,
+        type=type_id,
+        type_name=type_name,
         device_api=DEVICE_API,
-        pci_id=pci_id,
-        revision=revision,
+        pci_id=own.pci_id,
+        revision=own.revision,
         numa_node=numa_node,
         iommu_group=group,
         vfio_dev=vfio_dev,
@@ -115,18 +202,35 @@ def _read(tree: Tree, candidate: _Candidate, neighbours: _Neighbours) -> FoundDe
     return found
 
 
-def _obstacles(tree: Tree, driver: str, group: str, physfn: str, neighbours: _Neighbours) -> list[str]:
+def _identity_of(function: Function, path: str, physfn: str) -> Identity:
+    """The identity of the function at *path*, read once for all VFs of the PF *physfn*.
+
+    The kernel itself takes them all from the PF and its first VF (``pci_iov_add_virtfn`` and
+    ``pci_read_vf_config_common`` in ``drivers/pci/iov.c``). What cannot be read is not remembered.
+    """
+    known = function.neighbours.identities
+    if physfn in known:
+        return known[physfn]
+    own = identity(function.tree, path, function.notes)
+    if physfn and own.pci_id:
+        known[physfn] = own
+    return own
+
+
+def _obstacles(function: Function, group: str, physfn: str) -> list[str]:
     """Why the kernel or KubeVirt would not let a VM have the function."""
+    tree, driver, neighbours = function.tree, function.driver, function.neighbours
     notes: list[str] = []
     pf_driver = neighbours.drivers.get(physfn, "")
+    hosts = [address for address in neighbours.hosts.get(group, ()) if address != function.address]
     if not driver:
         notes.append("no driver is bound to it")
     if not group:
         notes.append("it has no IOMMU group: switch the IOMMU on (firmware, kernel command line)")
-    elif group in neighbours.host_groups:
+    elif hosts:
         notes.append(
-            f"its IOMMU group {group} also holds {neighbours.host_groups[group]}, which the host uses:"
-            " bind that to vfio-pci too"
+            f"its IOMMU group {group} also holds {hosts[-1]} (driver {neighbours.drivers[hosts[-1]]}),"
+            " which the host uses: bind that to vfio-pci too"
         )
     elif tree.value(f"kernel/iommu_groups/{group}/name", []) == NO_IOMMU:
         notes.append("it is in VFIO's no-IOMMU mode, which offers no isolation: switch the IOMMU on")

@@ -19,13 +19,13 @@ _ILLEGAL = re.compile(r"[^a-z0-9-]+")
 
 
 def resource_name(found: FoundDevice, domain: str = RESOURCE_DOMAIN) -> str:
-    """``<domain>/<type>`` for an mdev, ``<domain>/pci-<vendor>-<device>`` for a physical device.
+    """``<domain>/<type>`` for an mdev and a VF with a vGPU type, else ``<domain>/pci-<vendor>-<device>``.
 
     Type names are lower-cased, and what a resource name may not hold becomes ``-``
     (``i915-GVTg_V5_4``: ``i915-gvtg-v5-4``). What is too long is cut and told apart by a digest (96 bits).
     A device whose type or PCI id could not be read, so one with a problem, is in the pool ``unknown``.
     """
-    if found.kind is Kind.MDEV:
+    if found.type or found.kind is Kind.MDEV:
         raw = found.type
     else:
         raw = f"pci-{found.pci_id[:4]}-{found.pci_id[4:]}" if found.pci_id else ""

@@ -1,22 +1,34 @@
 """Discovery: which VFIO devices does a node have, and what does each say about itself.
 
-One provider a kind of device; each gets the same tree and fails for nobody else.
+One provider a kind of device (:mod:`migcompat.sysfs.provider`).
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from migcompat.sysfs import mdev, pci
-from migcompat.sysfs.found import FoundDevice, ScanProblem, ScanResult
+from migcompat.sysfs import mdev, mdev_ap, mdev_ccw, pci_mdev, pci_nvidia, pci_vfio
+from migcompat.sysfs.found import Finds, FoundDevice, ScanProblem, ScanResult
+from migcompat.sysfs.provider import Provider
 from migcompat.sysfs.tree import Tree
 
 __all__ = ["BUSES", "FoundDevice", "ScanError", "ScanProblem", "ScanResult", "scan"]
 
-PROVIDERS = (pci.find, mdev.find)
-BUSES = (pci.BUS, mdev.BUS)
+PROVIDERS: tuple[Provider[Any], ...] = (
+    pci_nvidia.PROVIDER,
+    pci_vfio.PROVIDER,
+    mdev_ccw.PROVIDER,
+    mdev_ap.PROVIDER,
+    pci_mdev.PROVIDER,
+    mdev.PROVIDER,
+)
+"""All kinds of devices. The first that claims a candidate reads it."""
+
+BUSES = tuple(dict.fromkeys(provider.bus.path for provider in PROVIDERS))
 """A :class:`ScanProblem` of one of these paths hides all devices of the bus."""
 
 
@@ -39,11 +51,16 @@ def scan(sysfs_root: Path) -> ScanResult:
                 " normally /sys"
             )
     tree = Tree(root)
-    finds = [find(tree) for find in PROVIDERS]
-    return ScanResult(
-        tuple(device for found in finds for device in found.devices),
-        tuple(problem for found in finds for problem in found.problems),
-    )
+    finds = Finds()
+    for bus in dict.fromkeys(provider.bus for provider in PROVIDERS):
+        kinds = [provider for provider in PROVIDERS if provider.bus is bus]
+        for candidate in bus.candidates(tree, finds):
+            provider = next((provider for provider in kinds if provider.claims(candidate)), None)
+            if provider is not None:
+                found = finds.look(candidate.entry, partial(provider.read, candidate))
+                if found is not None:
+                    finds.devices.append(found)
+    return ScanResult(tuple(finds.devices), tuple(finds.problems))
 
 
 def _is_directory(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""Cheap look-ups in one sysfs tree, for scans of a thousand devices.
+"""Cheap look-ups in one sysfs tree, for scans of a thousand devices on whatever bus.
 
 Plain strings and single system calls instead of :mod:`pathlib`: a scan is repeated every few seconds on
 every node. Nothing here walks a directory tree or follows a chain of links, so loops cannot hold it up.
@@ -11,23 +11,22 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from posixpath import basename, dirname, join, normpath
+from typing import Any, TypeVar
 
 from migcompat.sysfs.found import Vanished
 
 ATTRIBUTE_LIMIT = 4096
 """sysfs attributes are at most one page (kernel, Documentation/filesystems/sysfs.rst)."""
 
-PCI_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
-"""``domain:bus:device.function``; domains above ffff exist behind Intel VMD."""
-
-NO_IOMMU = "vfio-noiommu"
-"""The name of IOMMU groups that VFIO makes up: of mdevs, and of PCI functions in no-IOMMU mode."""
-
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
 _VFIO_DEV = re.compile(r"vfio\d{1,9}")
-_PCI_WORD = re.compile(r"0x[0-9a-f]{4}")
 _INTEGER = re.compile(r"-?\d{1,9}")
+_DRIVER = re.compile(r"(?:.*/)?bus/([^/]+)/drivers/([^/]+)")
+
+T = TypeVar("T")
 
 
 def printable(name: str) -> str:
@@ -38,23 +37,35 @@ def printable(name: str) -> str:
     return "".join(chr(byte) if 0x20 <= byte <= 0x7E else f"\\x{byte:02x}" for byte in raw)
 
 
+def ancestors(device: str) -> Iterator[str]:
+    """The directories above *device*, nearest first, below ``devices/``."""
+    while (device := dirname(device)).startswith("devices/"):
+        yield device
+
+
 class Tree:
     """One sysfs tree; paths given and returned are relative to its root.
 
-    Drivers' versions and parents' facts are remembered for the lifetime of the object, so make a new one
-    for each scan. What is wrong with a file is appended to the ``notes`` that the caller passes, in words;
-    the scan of one device never fails because of one file.
+    What many devices share is remembered for the lifetime of the object, so make a new one for each scan.
+    What is wrong with a file is appended to the ``notes`` that the caller passes, in words; the scan of one
+    device never fails because of one file.
     """
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/") or "/"
-        self._versions: dict[str, str] = {}
-        self._functions: dict[str, tuple[str, str]] = {}
-        self._nodes: dict[str, int | None] = {}
+        self._remembered: dict[Hashable, Any] = {}
 
     def absolute(self, path: str) -> str:
         """*path* below the root."""
         return f"{self.root}/{path}"
+
+    def once(self, key: Hashable, look: Callable[[], T]) -> T:
+        """What *look* says, asked once a scan for each *key*; not remembered when it raises."""
+        try:
+            found: T = self._remembered[key]
+        except KeyError:
+            found = self._remembered[key] = look()
+        return found
 
     def names(self, directory: str) -> list[str]:
         """The entries of *directory*, sorted; none when there is no such directory. Raises OSError."""
@@ -67,18 +78,26 @@ class Tree:
         """Whether *path*, or what it links to, is there and a directory."""
         return os.path.isdir(f"{self.root}/{path}")
 
-    def link(self, path: str, notes: list[str]) -> str:
-        """The last component of what *path* links to; empty when there is no such link."""
+    def exists(self, path: str) -> bool:
+        """Whether anything is at *path*, be it a link that leads nowhere."""
+        return os.path.lexists(f"{self.root}/{path}")
+
+    def target(self, path: str, notes: list[str]) -> str:
+        """What the link *path* says, as it stands; empty when there is no such link."""
         try:
-            return printable(basename(os.readlink(f"{self.root}/{path}")))
+            return os.readlink(f"{self.root}/{path}")
         except FileNotFoundError:
             return ""
         except OSError as error:
             notes.append(f"{basename(path)} is no readable link ({error.strerror})")
             return ""
 
+    def link(self, path: str, notes: list[str]) -> str:
+        """The last component of what *path* links to; empty when there is no such link."""
+        return printable(basename(self.target(path, notes)))
+
     def device_path(self, entry: str) -> str:
-        """Where the device of the bus' *entry* (``bus/pci/devices/…``) lies.
+        """Where the device of the bus' *entry* (``bus/…/devices/…``) lies.
 
         The kernel's links lead to ``devices/…`` in one step; a plain directory is taken as it is. Raises
         :class:`Vanished` when nothing is there, ValueError when the link leads elsewhere.
@@ -96,6 +115,21 @@ class Tree:
 
     def value(self, path: str, notes: list[str]) -> str:
         """The content of one attribute file, stripped; empty when it is absent or unusable (then noted)."""
+        text = self._text(path, notes)
+        if text and not (text.isascii() and text.isprintable()):
+            notes.append(f"{basename(path)} is not printable ASCII")
+            return ""
+        return text
+
+    def lines(self, path: str, notes: list[str]) -> list[str]:
+        """The lines of one attribute file, stripped, without empty ones; none as for :meth:`value`."""
+        lines = [line.strip(" \t\r") for line in self._text(path, notes).split("\n")]
+        if not all(line.isascii() and line.isprintable() for line in lines):
+            notes.append(f"{basename(path)} is not printable ASCII")
+            return []
+        return [line for line in lines if line]
+
+    def _text(self, path: str, notes: list[str]) -> str:
         try:
             descriptor = os.open(f"{self.root}/{path}", _OPEN)
         except FileNotFoundError:
@@ -116,11 +150,7 @@ class Tree:
         if len(raw) > ATTRIBUTE_LIMIT:
             notes.append(f"{basename(path)} is longer than {ATTRIBUTE_LIMIT} bytes")
             return ""
-        text = raw.decode("ascii", "replace").strip(" \t\r\n")
-        if not text.isascii() or (text and not text.isprintable()):
-            notes.append(f"{basename(path)} is not printable ASCII")
-            return ""
-        return text
+        return raw.decode("ascii", "replace").strip(" \t\r\n")
 
     def vfio_dev(self, device: str, notes: list[str]) -> str:
         """The name of the device's VFIO character device (``vfio3``, since Linux 6.1), or empty."""
@@ -138,22 +168,23 @@ class Tree:
 
         The module is the one that the driver's ``module`` link names (``vfio-pci`` lives in ``vfio_pci``).
         """
-        key = f"{bus}/{driver}"
-        if driver and key not in self._versions:
-            module = self.link(f"bus/{bus}/drivers/{driver}/module", []) or driver.replace("-", "_")
-            self._versions[key] = self.value(f"module/{module}/version", [])
-        return self._versions.get(key, "")
+        if not driver:
+            return ""
 
-    def pci_id(self, function: str, notes: list[str]) -> tuple[str, str]:
-        """``vendor`` + ``device`` as 8 hex digits, and ``revision``, of the PCI function at *function*."""
-        words = []
-        for name in ("vendor", "device"):
-            word = self.value(f"{function}/{name}", notes)
-            if not _PCI_WORD.fullmatch(word):
-                notes.append(f"{name} reads '{word[:16]}', not 0x and 4 hex digits")
-                return "", ""
-            words.append(word[2:])
-        return "".join(words), self.value(f"{function}/revision", notes)
+        def look() -> str:
+            module = self.link(f"bus/{bus}/drivers/{driver}/module", []) or driver.replace("-", "_")
+            return self.value(f"module/{module}/version", [])
+
+        return self.once(("driver version", bus, driver), look)
+
+    def version_at(self, device: str) -> str:
+        """:meth:`driver_version` of the driver that *device* is bound to, whatever bus that is on."""
+
+        def look() -> str:
+            match = _DRIVER.fullmatch(self.target(f"{device}/driver", []))
+            return self.driver_version(match[1], match[2]) if match else ""
+
+        return self.once(("version at", device), look)
 
     def numa_node(self, device: str, notes: list[str]) -> int | None:
         """``numa_node`` of *device*; None when it has none or the kernel does not know it (-1)."""
@@ -165,24 +196,10 @@ class Tree:
             return None
         return int(text) if int(text) >= 0 else None
 
-    def function_above(self, device: str) -> tuple[str, str]:
-        """PCI id and revision of the nearest PCI function above *device*; empty where there is none."""
-        parent = dirname(device)
-        if parent not in self._functions:
-            found = ("", "")
-            if PCI_ADDRESS.fullmatch(basename(parent)):
-                found = self.pci_id(parent, [])
-            elif parent.startswith("devices/"):
-                found = self.function_above(parent)
-            self._functions[parent] = found
-        return self._functions[parent]
-
     def node_above(self, device: str) -> int | None:
         """The NUMA node of the nearest device above *device* that knows it."""
-        parent = dirname(device)
-        if not parent.startswith("devices/"):
-            return None
-        if parent not in self._nodes:
-            own = self.numa_node(parent, [])
-            self._nodes[parent] = own if own is not None else self.node_above(parent)
-        return self._nodes[parent]
+        for above in ancestors(device):
+            node = self.once(("numa node", above), partial(self.numa_node, above, []))
+            if node is not None:
+                return node
+        return None
