@@ -62,6 +62,13 @@ def remove_files(top: Path, deadline: float) -> bool:
     return True
 
 
+def remove_run(directory: Path, cgroup: str, deadline: float) -> list[Path]:
+    """Removes a run's cgroup in each hierarchy, and its files; what could not be removed."""
+    left = [h / cgroup for h in hierarchies() if not remove_cgroup(h / cgroup, deadline)]
+    # Last: a directory that is there tells that there may be cgroups.
+    return left if remove_files(directory, deadline) else [*left, directory]
+
+
 def remove_mount_points(made: list[Path], mark: str) -> None:
     """Removes the directories with the *mark*: nobody may have mounted something on them."""
     for directory in made:
@@ -77,10 +84,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     while os.read(descriptor, 4096):
         pass
-    deadline = time.monotonic() + _PATIENCE
-    left = [h / cgroup for h in hierarchies() if not remove_cgroup(h / cgroup, deadline)]
-    if not remove_files(directory, deadline):
-        left.append(directory)
+    left = remove_run(directory, cgroup, time.monotonic() + _PATIENCE)
     lock = os.open(directory.parent, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     if not any(directory.parent.glob(f"{directory.name.partition('-')[0]}-*")):

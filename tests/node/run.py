@@ -15,16 +15,22 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
 from tests.cluster.controlplane import ClusterError
+from tests.node.janitor import remove_run
 
 _HERE = Path(__file__).parent
 DIE_WITH_PARENT = _HERE.parent / "cluster" / "die_with_parent.py"
 _GRACE = 60.0
-_CLEANING = 60.0
+_CLEANING = 120.0
+_SWEEPING = 20.0
+_NAME, _CGROUP = "mcn-", "migcompat-"
+_LOCK = "lock"
+"""In a run's directory: locked as long as the run or its janitor is there."""
 
 KUBELET_DIRECTORY = Path("/var/lib/kubelet")
 """Not to be chosen: the kubelet's device plugin directory lies below it whatever ``--root-dir`` says."""
@@ -68,16 +74,18 @@ def contained(command: Sequence[str]) -> int:
     if shutil.which("unshare") is None:
         raise ClusterError("unshare is missing (on Debian: apt-get install util-linux)")
     # Short, because sockets with their 107 characters of path lie below it.
-    directory = Path("/tmp") / f"mcn-{secrets.token_hex(3)}"
-    cgroup = f"migcompat-{directory.name}"
+    directory = Path("/tmp") / f"{_NAME}{secrets.token_hex(3)}"
+    cgroup = f"{_CGROUP}{directory.name}"
     reading, writing = os.pipe()
-    with _no_run_comes_or_goes(directory.parent):
+    with no_run_comes_or_goes(directory.parent):
+        sweep(directory.parent)
         directory.mkdir(mode=0o711)
+        held = _hold(directory)
         removes = [str(directory), cgroup, MADE_BY_US, str(reading), *map(str, MOUNT_POINTS)]
         janitor = subprocess.Popen(
             [sys.executable, "-IS", str(_HERE / "janitor.py"), *removes],
             stdin=subprocess.DEVNULL,
-            pass_fds=[reading],
+            pass_fds=[reading, held],
             start_new_session=True,
         )
         os.close(reading)
@@ -104,12 +112,48 @@ def contained(command: Sequence[str]) -> int:
             process.wait()
         os.close(writing)
         signal.signal(signal.SIGTERM, previous)
-        if janitor.wait(_CLEANING):
+        left = janitor.wait(_CLEANING)
+        os.close(held)
+        if left:
             raise ClusterError("cgroups or files of this run could not be removed; see above")
 
 
+def sweep(parent: Path) -> None:
+    """Removes cgroups and files of runs in `parent` that were killed together with their janitors.
+
+    No run may come or go meanwhile. What cannot be removed is told, and does no harm to a new run.
+    """
+    for directory in parent.glob(f"{_NAME}*"):
+        if not (directory / _LOCK).exists():
+            # The janitor is just removing it.
+            continue
+        try:
+            descriptor = _hold(directory)
+        except OSError:
+            continue
+        print(f"real nodes: removing what a killed run left: {directory}", file=sys.stderr, flush=True)
+        for left in remove_run(directory, f"{_CGROUP}{directory.name}", time.monotonic() + _SWEEPING):
+            print(f"real nodes: {left} could not be removed", file=sys.stderr, flush=True)
+        os.close(descriptor)
+
+
+def _hold(directory: Path) -> int:
+    """A descriptor that locks a run's directory until all who have it are gone, however they end.
+
+    Raises:
+        BlockingIOError: others have it.
+    """
+    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 @contextlib.contextmanager
-def _no_run_comes_or_goes(parent: Path) -> Iterator[None]:
+def no_run_comes_or_goes(parent: Path) -> Iterator[None]:
     """Holds the lock under which runs make and janitors remove what runs share."""
     descriptor = os.open(parent, os.O_RDONLY)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,6 +18,8 @@ from tests.node import one_pod, run, traces
 from tests.node.traces import Traces, look
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(1200)
+
 COMMAND = [sys.executable, "-m", "tests.node"]
 NOBODY = (
     "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
@@ -24,8 +27,10 @@ NOBODY = (
     "--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search",
 )  # fmt: skip
 PARTS = {"etcd", "kube-apiserver", "containerd", "containerd-shim", "kubelet", "kube-proxy", "launcher"}
-RUNS, ENDS = 180.0, 60.0
-AT_ONCE, LATER = 3.0, 30.0
+RUNS = 300.0
+ENDS = 240.0
+"""More than a run takes to end by itself and to clean up (`tests.node.run`)."""
+AT_ONCE, LATER = 10.0, 60.0
 """Seconds within which everything is gone: when the run itself waited for that, and when it could not."""
 
 
@@ -139,6 +144,17 @@ def assert_seen(before: Traces, of: Run, *, beside: int = 0) -> None:
     assert f"files: /tmp/{of.name}" in kinds["files"]
 
 
+def janitors(of: Run) -> list[int]:
+    """Process ids of a run's janitor."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_text(errors="replace").split("\0")
+            if f"/tmp/{of.name}" in words and any(word.endswith("/janitor.py") for word in words):
+                found.append(int(path.parent.name))
+    return found
+
+
 ENDS_OF_A_RUN: dict[str, tuple[Callable[[Run], None], int, str]] = {
     "Ctrl-C": (Run.press_control_c, 130, "interrupted, everything is ended and removed"),
     "SIGTERM": (lambda r: r.send(signal.SIGTERM), 128 + signal.SIGTERM, ""),
@@ -171,6 +187,32 @@ def test_of_two_runs_side_by_side_one_is_killed_and_the_other_ends_well(begin: C
     assert killed.exit_code() == -signal.SIGKILL
     assert_nothing_stays(before, killed, within=LATER, beside=well.pid)
     assert parts.since(look(well.name, beside=killed.pid)) == []
+    assert_seen(before, well)
+    well.end("well")
+    assert well.exit_code() == 0, well.said()
+    assert_nothing_stays(before, well, within=AT_ONCE)
+
+
+def test_a_run_removes_what_a_run_left_whose_janitor_was_killed_too(begin: Callable[[], Run]) -> None:
+    before = look()
+    lost = begin()
+    lost.wait_for_pod()
+    # Any run that comes now would remove it.
+    with run.no_run_comes_or_goes(Path("/tmp")):
+        (janitor,) = janitors(lost)
+        os.kill(janitor, signal.SIGKILL)
+        lost.send(signal.SIGKILL)
+        assert lost.exit_code() == -signal.SIGKILL
+        deadline = time.monotonic() + LATER
+        while (now := look(lost.name)).processes - before.processes:
+            assert time.monotonic() < deadline, now.processes
+            time.sleep(0.1)
+        new = now.since(before)
+        assert f"files: /tmp/{lost.name}" in new
+        assert any(text.startswith("cgroups: ") for text in new)
+    well = begin()
+    well.wait_for_pod()
+    assert_nothing_stays(before, lost, within=AT_ONCE, beside=well.pid)
     assert_seen(before, well)
     well.end("well")
     assert well.exit_code() == 0, well.said()
