@@ -27,7 +27,8 @@ from tests.node.record import NODES, Version, recording
 from tests.node.vms import NAMESPACE
 from tests.scenario.nodes import POOL, device_id
 
-pytestmark = pytest.mark.timeout(300)
+# For the test alone: what the cluster's start may take, its own deadlines say.
+pytestmark = pytest.mark.timeout(600, func_only=True)
 
 SOURCE, TARGET = "node-1", "node-2"
 APPEARANCES = 10
@@ -46,7 +47,9 @@ ALLOCATIONS = "kubelet_device_plugin_alloc_duration_seconds"
 
 @pytest.fixture(scope="module", autouse=True)
 def idle(nodes: NodeCluster, figures: Figures) -> None:
-    """Memory before there was any work."""
+    """Memory before there was any work, with the devices that the nodes have at first."""
+    for node, count in NUMBERS.items():
+        until_counted(nodes, node, count)
     add_memory(nodes, figures, "idle")
 
 
@@ -54,37 +57,41 @@ def idle(nodes: NodeCluster, figures: Figures) -> None:
 def many(nodes: NodeCluster) -> Iterator[int]:
     """DEVICES devices on TARGET."""
     host = nodes.nodes[TARGET].host
-    there = nodes.allocatable(TARGET, POOL)
-    added = [devices.add_device(host, 100 + number, "1.1.0") for number in range(DEVICES - there)]
-    nodes.wait(lambda: nodes.allocatable(TARGET, POOL) == DEVICES, "all devices are counted")
-    yield DEVICES
-    remove(nodes, TARGET, added)
+    numbers = range(200, 200 + DEVICES - NUMBERS[TARGET])
+    added = [devices.add_device(host, number, "1.1.0") for number in numbers]
+    try:
+        until_counted(nodes, TARGET, DEVICES)
+        yield DEVICES
+    finally:
+        remove(nodes, TARGET, added)
 
 
 def test_from_a_device_to_the_kubelets_allocatable(nodes: NodeCluster, figures: Figures) -> None:
     known: list[float] = []
     counted: list[float] = []
     added: dict[str, list[str]] = {node: [] for node in nodes.node_names}
-    with recording(nodes, NODES) as seen:
-        for number in range(APPEARANCES):
-            # At any moment between two looks of the agent, and between two reports of the kubelet.
-            time.sleep(random.uniform(0, 2))
-            begun = {}
-            for node, mdevs in added.items():
-                mdevs.append(devices.add_device(nodes.nodes[node].host, 100 + number, "1.1.0"))
-                begun[node] = time.monotonic()
-            has = until_kubelets_have(nodes, {node: mdevs[-1] for node, mdevs in added.items()})
-            for node in added:
-                known.append(has[node] - begun[node])
-                says = until_node_says(nodes, seen, node, NUMBERS[node] + number + 1)
-                counted.append(says - begun[node])
+    try:
+        with recording(nodes, NODES) as seen:
+            for number in range(APPEARANCES):
+                # At any moment between two looks of the agent, and between two reports of the kubelet.
+                time.sleep(random.uniform(0, 2))
+                begun = {}
+                for node, mdevs in added.items():
+                    mdevs.append(devices.add_device(nodes.nodes[node].host, 100 + number, "1.1.0"))
+                    begun[node] = time.monotonic()
+                has = until_kubelets_have(nodes, {node: mdevs[-1] for node, mdevs in added.items()})
+                for node in added:
+                    known.append(has[node] - begun[node])
+                    says = until_node_says(nodes, seen, node, NUMBERS[node] + number + 1)
+                    counted.append(says - begun[node])
+    finally:
+        for node, mdevs in added.items():
+            remove(nodes, node, mdevs)
     assert len(known) == len(counted) == 2 * APPEARANCES
     assert min(known + counted) > 0
     how = "no kernel event, a look every 1 s"
     figures.spread(f"device in sysfs → the kubelet has it from ListAndWatch ({how})", known)
     figures.spread(f"device in sysfs → the Node's allocatable ({how}; kubelet reports every 2 s)", counted)
-    for node, mdevs in added.items():
-        remove(nodes, node, mdevs)
 
 
 def test_how_long_the_kubelet_waits_for_allocate(nodes: NodeCluster, many: int, figures: Figures) -> None:
@@ -92,7 +99,8 @@ def test_how_long_the_kubelet_waits_for_allocate(nodes: NodeCluster, many: int, 
     for first in range(0, PODS, many):
         names = [f"short-{first + number}" for number in range(many)]
         nodes.plane.apply(*(short_pod(name) for name in names))
-        nodes.wait(lambda: over(nodes) == set(names), "the pods had their device and are over")  # noqa: B023
+        what = "the pods had their device and are over"
+        nodes.wait(lambda: over(nodes) == set(names), what, within=180)  # noqa: B023
         nodes.plane.kubectl("delete", "pod", "-n", NAMESPACE, "-l", "of=figures", "--grace-period=1")
     waited = allocations(nodes).since(before)
     assert waited.count == PODS
@@ -155,11 +163,15 @@ def until_node_says(cluster: NodeCluster, seen: list[Version], node: str, count:
 
 
 def remove(cluster: NodeCluster, node: str, mdevs: list[str]) -> None:
-    """Takes devices away, and waits until they count no longer."""
-    left = cluster.allocatable(node, POOL) - len(mdevs)
+    """Takes away all devices that were added, and waits until they count no longer."""
     for mdev in mdevs:
         devices.remove_device(cluster.nodes[node].host, mdev)
-    cluster.wait(lambda: cluster.allocatable(node, POOL) == left, "they are not counted any more")
+    until_counted(cluster, node, NUMBERS[node])
+
+
+def until_counted(cluster: NodeCluster, node: str, count: int) -> None:
+    """Until the Node object says so many devices."""
+    cluster.wait(lambda: cluster.allocatable(node, POOL) == count, f"{node} has {count} devices")
 
 
 def socket(cluster: NodeCluster, node: str) -> Path:
@@ -276,7 +288,7 @@ def add_memory(cluster: NodeCluster, figures: Figures, when: str) -> None:
         for pod in cluster.product_pods(component):
             running = containers.running(pod, component)
             assert running is not None, f"{pod['metadata']['name']} does not run"
-            path = cluster.nodes[pod["spec"]["nodeName"]].cgroups_of_pod(running.pod_uid)[running.id]
+            path = running.cgroup(cluster.nodes[pod["spec"]["nodeName"]])
             resident.append(cgroups.resident(path) / 2**20)
             used.append(cgroups.working_set(path) / 2**20)
         assert min(resident) > 1
