@@ -113,6 +113,13 @@ class NodeCluster(BaseCluster):
     # the product
 
     @property
+    def product(self) -> Path:
+        """The docker-archive of its image. Raises ClusterError when the nodes have none."""
+        if self._parts.product is None:
+            raise ClusterError("these nodes do not have the product's image")
+        return self._parts.product
+
+    @property
     def host_paths(self) -> dict[str, str]:
         """The chart's ``hostPaths``: the prepared sysfs and device nodes; the rest is where it really is."""
         shared = shared_host(self.plane.directory)

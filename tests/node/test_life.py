@@ -8,15 +8,17 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
+from migcompat import __version__
 from migcompat.api import names
 
 from tests.cluster.api import Object
 from tests.cluster.base import NAMESPACE as PRODUCT
 from tests.cluster.base import RELEASE
 from tests.cluster.controlplane import ClusterError
-from tests.image.build import IMAGE
+from tests.image import next_release
 from tests.node import containers, devices, images, podresources, vms
 from tests.node.cluster import NodeCluster
 from tests.node.containers import Container
@@ -107,14 +109,18 @@ def test_a_killed_plugin_comes_back_and_serves(cluster: NodeCluster, vm: Launche
 
 
 def test_an_upgrade_replaces_agents_one_by_one_and_keeps_what_they_published(
-    cluster: NodeCluster, vm: Launcher, figures: Figures
+    cluster: NodeCluster, vm: Launcher, figures: Figures, tmp_path: Path
 ) -> None:
-    repository = IMAGE.rpartition(":")[0]
+    next_release.write(cluster.product, tmp_path / "next.tar")
     for node in cluster.nodes.values():
-        node.ctr("images", "tag", "--force", IMAGE, f"{repository}:next")
+        node.import_image(next_release.REFERENCE, tmp_path / "next.tar")
+    assert {version(cluster, name) for name in ALL} == {__version__}
     with recording(cluster, PODS) as pods, recording(cluster, VFIONODES) as published:
-        install(cluster, image={"tag": "next"})
+        install(cluster, image={"tag": next_release.TAG})
         until_serves(cluster, *ALL)
+        cluster.wait(
+            lambda: {version(cluster, name) for name in ALL} == {next_release.VERSION}, "both are upgraded"
+        )
     agents = [v for v in pods if labels(v.item).get("app.kubernetes.io/component") == "device-plugin"]
     assert len({v.item["spec"]["containers"][0]["image"] for v in agents}) == 2
     for name in ALL:
@@ -353,6 +359,11 @@ def is_well(cluster: NodeCluster, node: str) -> bool:
     status = cluster.plane.get("vfionode", node).get("status", {})
     ready = [c["status"] for c in status.get("conditions", ()) if c["type"] == "Ready"]
     return ready == ["True"] and status.get("bootID") == cluster.nodes[node].boot_id
+
+
+def version(cluster: NodeCluster, node: str) -> str:
+    """Of the agent, as the VFIONode has it."""
+    return str(cluster.plane.get("vfionode", node)["status"]["agentVersion"])
 
 
 def sockets(node: Node) -> set[str]:
