@@ -19,7 +19,8 @@ from tests.node.vms import NAMESPACE, VARIABLE
 from tests.scenario import nodes
 from tests.scenario.nodes import POOL, TYPE
 
-pytestmark = pytest.mark.timeout(240)
+# For the test alone: what the cluster's start may take, its own deadlines say.
+pytestmark = pytest.mark.timeout(600, func_only=True)
 
 SOURCE, TARGET = "node-1", "node-2"
 COUNTS = {SOURCE: 1, TARGET: 2}
@@ -182,7 +183,12 @@ def test_a_wrong_pick_is_refused_and_the_next_attempt_succeeds(
     assert containers.asked_for(cluster.nodes[SOURCE], source.compute.pod_uid)[-1] == "compute", (
         "as a control"
     )
-    told = [e["message"] for e in cluster.events("vm-a", NAMESPACE) if e["reason"] == "GuardRefused"]
+
+    def told_refused() -> list[str]:
+        return [e["message"] for e in cluster.events("vm-a", NAMESPACE) if e["reason"] == "GuardRefused"]
+
+    cluster.wait(told_refused, "the VM is told, after its pod was deleted")
+    told = told_refused()
     assert len(told) == 1
     assert told[0].startswith(
         f"Target pod {name} on node {TARGET} is deleted: migcompat guard: VersionMinorOlder"
