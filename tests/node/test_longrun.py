@@ -47,6 +47,13 @@ def test_the_deadline_ends_it_and_its_children(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
+def test_what_it_started_is_gone_when_it_returns_also_what_its_end_reaches_late(tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    with pytest.raises(longrun.LongRunError, match="thing: not done after 2 s"):
+        longrun.run("thing", ["sh", "-c", f"setsid sh -c 'sleep 4; touch {late}' & wait"], deadline=2)
+    assert late.exists()
+
+
 @pytest.mark.parametrize("patience", [0, 30])
 def test_it_ends_with_us_unless_it_must_not_be_cut_off(tmp_path: Path, patience: int) -> None:
     started, ended = tmp_path / "started", tmp_path / "ended"

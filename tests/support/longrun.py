@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 _WRAPPER = Path(__file__).parent.parent / "cluster" / "die_with_parent.py"
 _HEARTBEAT = 10.0
 _LOCK_DEADLINE = 3600.0
+_GONE = 10.0
 _TAIL = 3000
 
 
@@ -73,7 +75,7 @@ def run(
     if not shutil.which(command[0]):
         raise LongRunError(f"{name}: there is no {command[0]}")
     wrapper = [] if let_it_end else [sys.executable, "-IS", str(_WRAPPER), str(os.getpid())]
-    with tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryFile() as output, _pipe() as (reading, writing):
         process = subprocess.Popen(
             [*wrapper, *command],
             cwd=directory,
@@ -82,11 +84,13 @@ def run(
             stdout=output,
             stderr=output,
             start_new_session=True,
+            pass_fds=[writing],
         )
+        os.close(writing)
         try:
             code = _wait(name, process, start, deadline)
         finally:
-            _end(name, process, let_it_end)
+            _end(name, process, let_it_end, reading)
         if code:
             output.seek(max(0, output.seek(0, os.SEEK_END) - _TAIL))
             text = output.read().decode(errors="replace").strip()
@@ -131,7 +135,7 @@ def _wait(name: str, process: subprocess.Popen[bytes], start: float, deadline: f
             say(f"{name}: {time.monotonic() - start:.0f} s")
 
 
-def _end(name: str, process: subprocess.Popen[bytes], patience: float) -> None:
+def _end(name: str, process: subprocess.Popen[bytes], patience: float, reading: int) -> None:
     if process.poll() is None and patience:
         say(f"{name}: is let to its end, {patience:.0f} s at most")
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -140,3 +144,15 @@ def _end(name: str, process: subprocess.Popen[bytes], patience: float) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        # What it started dies a moment later, and until then may write to files that are about to be removed.
+        select.select([reading], [], [], _GONE)
+
+
+@contextlib.contextmanager
+def _pipe() -> Iterator[tuple[int, int]]:
+    """A pipe's ends: the first reads as ended when nobody has the second any more. Closes the first."""
+    reading, writing = os.pipe()
+    try:
+        yield reading, writing
+    finally:
+        os.close(reading)
