@@ -83,7 +83,7 @@ def _prepare(plane: ControlPlane) -> None:
         if not path.exists():
             raise BenchError(f"no custom resource definitions at {path.relative_to(ROOT)}")
         plane.kubectl("apply", "--server-side", "-f", str(path))
-        plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(path))
+    plane.await_kinds()
     plane.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
 
 

@@ -55,7 +55,7 @@ class BaseCluster(abc.ABC):
 
     def __enter__(self) -> Self:
         self.plane.kubectl("apply", "--server-side", "-f", str(objects.CRDS))
-        self.plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(objects.CRDS))
+        self.plane.await_kinds()
         self._thread.start()
         self.run(self._begin())
         return self

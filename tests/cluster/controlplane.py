@@ -223,6 +223,22 @@ class ControlPlane:
         result: dict[str, Any] = json.loads(self.kubectl("get", *arguments, "-o", "json"))
         return result
 
+    def await_kinds(self, within: float = 60.0) -> None:
+        """Until the API server serves every kind of its CustomResourceDefinitions. Raises ClusterError.
+
+        ``kubectl wait`` gives up at once on a definition that has no conditions yet.
+        """
+        deadline = time.monotonic() + within
+        while waiting := [
+            crd["metadata"]["name"]
+            for crd in self.get("customresourcedefinitions")["items"]
+            if ("Established", "True")
+            not in [(c["type"], c["status"]) for c in crd.get("status", {}).get("conditions") or ()]
+        ]:
+            if time.monotonic() > deadline:
+                raise ClusterError(f"not served after {within:g} s: {', '.join(waiting)}")
+            time.sleep(0.2)
+
     def log(self, name: str) -> Path:
         """The log file of a part, e.g. ``kube-scheduler``."""
         return self.directory / "logs" / f"{name}.log"

@@ -105,9 +105,7 @@ def test_ten_thousand_mdevs_are_placed_as_if_all_were_listed() -> None:
 @pytest.mark.cluster
 async def test_a_real_api_server_takes_ten_thousand_mdevs(control_plane: ControlPlane) -> None:
     control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRDS))
-    control_plane.kubectl(
-        "wait", "--for=condition=Established", "crd/vfionodes.migcompat.io", "--timeout=60s"
-    )
+    control_plane.await_kinds()
     name = f"big-{secrets.token_hex(4)}"
     async with contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(Client(connection(str(control_plane.kubeconfig))))

@@ -33,9 +33,7 @@ CRDS = Path(__file__).parents[2] / "charts/migcompat/files/crds"
 
 async def test_recorded_node_is_published_as_found(control_plane: ControlPlane) -> None:
     control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRDS))
-    control_plane.kubectl(
-        "wait", "--for=condition=Established", "crd/vfionodes.migcompat.io", "--timeout=60s"
-    )
+    control_plane.await_kinds()
     name = f"agent-{secrets.token_hex(4)}"
     async with contextlib.AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="migcompat-")))

@@ -53,7 +53,7 @@ class Site:
         ]
         for file in crds:
             plane.kubectl("apply", "--server-side", "-f", str(file))
-        plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+        plane.await_kinds()
         plane.kubectl("create", "namespace", "tenant-a")
         eventually(
             lambda: plane.kubectl("get", "serviceaccounts", "-n", "tenant-a", "-o", "name"),

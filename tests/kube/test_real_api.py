@@ -65,7 +65,7 @@ def namespace(control_plane: ControlPlane) -> str:
 def crds(control_plane: ControlPlane) -> None:
     """Our own kinds, as the chart brings them."""
     control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRDS))
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(CRDS))
+    control_plane.await_kinds()
 
 
 def config_map(name: str, **data: str) -> ConfigMap:
@@ -168,7 +168,7 @@ async def test_an_optional_kind_is_empty_until_its_definition_comes_and_after_it
     copy: set[str] = set()
     async with reflected(client, comers, copy, "", optional=True):
         control_plane.apply(definition)
-        control_plane.kubectl("wait", "--for=condition=Established", "crd", f"comers.{group}")
+        control_plane.await_kinds()
         comer = {
             "apiVersion": f"{group}/v1",
             "kind": "Comer",

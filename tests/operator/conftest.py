@@ -45,7 +45,7 @@ def plane(binaries: build.Binaries) -> Iterator[ControlPlane]:
     with ControlPlane(binaries) as running:
         for path in sorted(CRDS.glob("*.yaml")):
             running.kubectl("apply", "-f", str(path))
-        running.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        running.await_kinds()
         running.kubectl("create", "namespace", "tenant-a")
         yield running
 
@@ -260,7 +260,7 @@ def install_kubevirt(plane: ControlPlane, *, loose: bool = False) -> None:
             schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
             kind["spec"]["versions"][0]["schema"] = {"openAPIV3Schema": schema}
     plane.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(kinds))
-    plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    plane.await_kinds()
 
 
 def _node_info(boot_id: str) -> dict[str, str]:
