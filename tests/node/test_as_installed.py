@@ -19,7 +19,7 @@ from tests.node.kernel_events import speak
 from tests.scenario import nodes
 from tests.scenario.nodes import POOL
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(600, func_only=True)
 
 SEVERAL, SINGLE = "node-2", "node-1"
 COUNTS = {SINGLE: 1, SEVERAL: 2}

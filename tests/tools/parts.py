@@ -15,7 +15,6 @@ from tests.cluster.controlplane import ClusterError
 from tests.kernel import image as kernel
 from tests.node import debian, images, needs, run
 from tests.support import longrun
-from tests.tools import cache_key
 
 PARTS: dict[str, Callable[[], object]] = {
     "Kubernetes, etcd, helm": build.binaries,
@@ -31,7 +30,7 @@ PARTS: dict[str, Callable[[], object]] = {
 def main() -> int:
     """Gets one part after the other and says how long each took; exit status."""
     longrun.interruptible()
-    print(f"parts: kept in {build.cache()}, as {cache_key.key()}", file=sys.stderr, flush=True)
+    print(f"parts: kept in {build.cache()}", file=sys.stderr, flush=True)
     try:
         run.require_root()
         for name, get in PARTS.items():
