@@ -207,6 +207,8 @@ class TestAttributes:
         spoil((device / "mdev_type").resolve() / "name")
         found = find(sys, UUID)
         assert (found.type, found.problem) == ("mtty-1", "")
+        assert found.type_name in ("", "no number")
+        assert found.declaration.shown.get("type_name", "") == found.type_name
 
     def test_driver_that_is_no_link(self, sys: Path, function: Path) -> None:
         (function / "driver").unlink()
