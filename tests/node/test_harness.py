@@ -19,6 +19,9 @@ from tests.node.devices import prepare_source
 from tests.node.figures import Figures
 
 OUTSIDE = ["tests/node/test_interrupted.py", "tests/node/test_preparation.py"]
+# For the test alone: what the cluster's start may take, its own deadlines say.
+pytestmark = pytest.mark.timeout(600, func_only=True)
+
 API_SERVICE = "https://10.91.0.1:443"
 PORT = 7000
 ANSWER = f"""
