@@ -70,7 +70,7 @@ def test_text(run: Callable[..., tuple[int, str]], node: Path) -> None:
     assert lines[shows + 1] == "  0000:01:00.1, 0000:02:00.0"
     assert lines[shows + 2].split() == [
         *("device_api=vfio-pci", "driver=vfio-pci"),
-        *("pci_id=15b3101e", "pci_revision=00", "type=pci-15b3-101e"),
+        *("pci_id=15b3101e", "pci_revision=00", "pci_subsystem=15b30001", "type=pci-15b3-101e"),
     ]
     assert lines[shows + 3] == f"  {UUID}"
     assert any(line.startswith("  0000:02:00.0: it has no IOMMU group") for line in lines)

@@ -43,7 +43,8 @@ def add_function(
     device = sys / "devices" / path
     device.mkdir(parents=True, exist_ok=True)
     facts = {"vendor": ids[0], "device": ids[1], "revision": "0x00", "numa_node": str(node)}
-    write(device, {**facts, "driver_override": "(null)"})
+    card = {"subsystem_vendor": ids[0], "subsystem_device": "0x0001"}
+    write(device, {**facts, **card, "driver_override": "(null)"})
     if physfn:
         (device / "physfn").symlink_to(f"../{physfn}")
     _register(sys, "pci", device, driver=driver, group=group, vfio_dev=vfio_dev)
