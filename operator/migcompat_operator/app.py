@@ -12,6 +12,7 @@ from migcompat.fleet.fleet import Fleet
 from migcompat.httpserver import serve_health
 from migcompat.kube.client import Client
 
+from migcompat_operator.catalogue import Catalogue
 from migcompat_operator.handlers import registry, settings
 from migcompat_operator.metrics import Metrics
 from migcompat_operator.mirror import Dirty, Mirror
@@ -23,12 +24,17 @@ log = logging.getLogger(__name__)
 
 
 class Options(msgspec.Struct, frozen=True):
-    """What the command line says. ``count_delay``: seconds for which mere counts may wait."""
+    """What the command line says.
+
+    ``count_delay``: seconds for which mere counts may wait. ``catalogue``: directory of the catalogue's
+    files; empty: its policies are left alone.
+    """
 
     health_bind: str = "0.0.0.0:8080"
     kubeconfig: str | None = None
     allow_loosening: bool = False
     count_delay: float = COUNT_DELAY
+    catalogue: str = ""
 
 
 class StartError(Exception):
@@ -78,6 +84,7 @@ async def run(options: Options) -> None:
             if stop.is_set():
                 return
             log.info("everything listed; answering")
+            catalogue = Catalogue(client, options.catalogue, metrics) if options.catalogue else None
             await _until_first_ends(
                 asyncio.create_task(_told(stop), name="stop"),
                 asyncio.create_task(worker.run(), name="worker"),
@@ -91,6 +98,7 @@ async def run(options: Options) -> None:
                     ),
                     name="kopf",
                 ),
+                *([asyncio.create_task(catalogue.run(), name="catalogue")] if catalogue else []),
             )
         finally:
             await health.cleanup()

@@ -21,6 +21,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def operator(
+    *,
     health_bind: Annotated[
         str, typer.Option(help="Address of /healthz, /readyz and /metrics.")
     ] = "0.0.0.0:8080",
@@ -34,6 +35,12 @@ def operator(
         float,
         typer.Option(min=0, max=COUNT_DELAY_LIMIT, help="Seconds for which mere changes of counts may wait."),
     ] = COUNT_DELAY,
+    catalogue: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR", help="Keep the CompatibilityPolicies of these files in the cluster; default: none."
+        ),
+    ] = "",
     log_level: Annotated[str, typer.Option(help=f"One of {', '.join(logs.LEVELS)}.")] = "info",
 ) -> None:
     """Answer, for every VM with VFIO devices, where it could migrate and why not elsewhere."""
@@ -45,7 +52,7 @@ def operator(
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     if kubeconfig:
         os.environ["KUBECONFIG"] = kubeconfig
-    options = Options(health_bind, kubeconfig or None, allow_loosening, count_delay)
+    options = Options(health_bind, kubeconfig or None, allow_loosening, count_delay, catalogue)
     try:
         asyncio.run(run(options))
     except (ConfigError, StartError) as problem:

@@ -40,6 +40,12 @@ class Metrics:
             ["migratable", "reason"],
             registry=self.registry,
         )
+        self.catalogue = Gauge(
+            "migcompat_operator_catalogue_policies",
+            "Policies of the catalogue by what became of them.",
+            ["state"],
+            registry=self.registry,
+        )
         self.cycle = Histogram(
             "migcompat_operator_cycle_seconds",
             "Duration of one pass over everything that a change may have affected.",

@@ -18,6 +18,7 @@ from tests.chart.support import CHART, NAMESPACE, Object, named, notes, pod_spec
 from tests.cluster.binaries.build import Binaries
 
 PEM = "-----BEGIN CERTIFICATE-----"
+CATALOGUE = sorted((CHART / "files" / "catalogue").glob("*.yaml"))
 COMPONENTS = {"device-plugin", "operator", "extender"}
 
 
@@ -189,6 +190,13 @@ def test_the_clean_up_may_do_what_it_does(binaries: Binaries) -> None:
             "resources": ["vfionodes", "migrationcompatibilities"],
             "verbs": ["list", "delete"],
         },
+        {"apiGroups": ["migcompat.io"], "resources": ["compatibilitypolicies"], "verbs": ["list"]},
+        {
+            "apiGroups": ["migcompat.io"],
+            "resources": ["compatibilitypolicies"],
+            "resourceNames": [f"{names.CATALOGUE_PREFIX}{path.stem}" for path in CATALOGUE],
+            "verbs": ["delete"],
+        },
     ]
     assert [
         (r["resources"], r.get("resourceNames"), r["verbs"]) for r in named(objects, "Role")["rules"]
@@ -257,6 +265,41 @@ def test_components_listen_where_they_are_told(binaries: Binaries) -> None:
 def test_a_value_becomes_a_flag(binaries: Binaries, value: str, component: str, flag: str) -> None:
     assert flag not in arguments(pod_specs(render(binaries))[component])
     assert flag in arguments(pod_specs(render(binaries, "--set", value))[component])
+
+
+def test_the_operator_sees_the_files_of_the_catalogue_that_are_chosen(binaries: Binaries) -> None:
+    objects = render(binaries, "--set", "catalogue.policies={xe,vfio-ap}")
+    data = named(objects, "ConfigMap", "migcompat-catalogue")["data"]
+    assert data == {f"{p.stem}.yaml": p.read_text() for p in CATALOGUE if p.stem in ("xe", "vfio-ap")}
+    spec = pod_specs(objects)["operator"]
+    (mount,) = spec["containers"][0]["volumeMounts"]
+    assert f"--catalogue={mount['mountPath']}" in arguments(spec)
+    assert {"name": mount["name"], "configMap": {"name": "migcompat-catalogue"}} in spec["volumes"]
+    assert mount["readOnly"] is True
+
+
+def test_a_catalogue_of_nothing_is_one_so_that_what_was_there_goes(binaries: Binaries) -> None:
+    objects = render(binaries, "--set-json", "catalogue.policies=[]")
+    assert named(objects, "ConfigMap", "migcompat-catalogue")["data"] == {}
+    assert [a for a in arguments(pod_specs(objects)["operator"]) if a.startswith("--catalogue=")]
+
+
+def test_the_operator_may_change_the_policies_of_the_catalogue_and_no_others(binaries: Binaries) -> None:
+    rules = named(render(binaries), "ClusterRole", "migcompat-operator")["rules"]
+    writes = {
+        verb: rule.get("resourceNames")
+        for rule in rules
+        if "compatibilitypolicies" in rule["resources"]
+        for verb in {"create", "update", "patch", "delete"} & set(rule["verbs"])
+    }
+    known = [f"{names.CATALOGUE_PREFIX}{path.stem}" for path in CATALOGUE]
+    assert writes == {"create": None, "patch": known, "delete": known}
+
+
+def test_all_that_is_in_the_catalogue_is_named_where_one_chooses() -> None:
+    text = (CHART / "values.yaml").read_text()
+    (listed,) = re.findall(r"Those that are wanted: (.*?)\.", text)
+    assert listed.split(", ") == [path.stem for path in CATALOGUE]
 
 
 def test_only_target_pods_are_sent_to_the_webhook(binaries: Binaries) -> None:
@@ -387,6 +430,7 @@ CONTRADICTIONS = {
     f"image.tag=v1,image.digest=sha256:{'0' * 64}": "leave image.tag empty",
     "extender.enabled=false": "set webhook.enabled=false too",
     "webhook.enabled=false,webhook.failurePolicy=Fail": "every target is made unseen",
+    "catalogue.policies={xe,gpu-x}": "catalogue.policies has gpu-x, which the catalogue does not; it has",
     "extender.port=8080": "extender.port and extender.healthPort are both 8080",
     "tls.existingSecret=theirs": "tls.existingSecret without tls.caBundle: kube-apiserver would not trust",
     f"tls.caBundle={PEM}": "tls.caBundle is the CA of the certificate in tls.existingSecret, which is empty",
@@ -447,6 +491,8 @@ BAD_VALUES = {
     "webhook.failurePolicy=ignore": "/webhook/failurePolicy",
     "webhook.timeoutSeconds=31": "/webhook/timeoutSeconds",
     "webhook.maxNames=1001": "/webhook/maxNames",
+    "catalogue.policies=xe": "/catalogue/policies",
+    "catalogue.policies={xe,xe}": "/catalogue/policies",
     "logLevel=loud": "/logLevel",
     "resourceDomain=kubernetes.io": "/resourceDomain",
     "resourceDomain=Upper.example.org": "/resourceDomain",

@@ -26,7 +26,7 @@ ALLOWED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "operator": {
         "vfionodes.migcompat.io": READ,
-        "compatibilitypolicies.migcompat.io": READ,
+        "compatibilitypolicies.migcompat.io": (*READ, "create"),
         "compatibilitypolicies.migcompat.io/status": ("patch",),
         "migrationcompatibilities.migcompat.io": (*READ, "create", "patch", "delete"),
         "migrationcompatibilities.migcompat.io/status": ("patch",),

@@ -49,6 +49,10 @@ def started(make: MakeCluster) -> Cluster:
         cluster.plane.kubectl("create", "-f", "-", stdin=json.dumps(body))
     cluster.wait(lambda: cluster.plane.get("migrationcompat", "vm-a")["status"]["targets"], "an answer")
     cluster.wait(lambda: len(ours(cluster, "node-1")) >= 3, "the node is labelled")
+    cluster.wait(
+        lambda: "catalogue-xe" in cluster.plane.kubectl("get", "compatpolicy", "-o", "name"),
+        "the operator has made the catalogue's policies",
+    )
     return cluster
 
 

@@ -26,13 +26,14 @@ Object = dict[str, Any]
 
 @dataclass
 class Cluster:
-    """Two Nodes, three VFIONodes, and what people and the operator asked."""
+    """Two Nodes, three VFIONodes, what people and the operator asked, and policies."""
 
     nodes: dict[str, dict[str, str]] = field(
         default_factory=lambda: {"a": {**OURS, **FOREIGN}, "b": dict(FOREIGN)}
     )
     vfionodes: list[str] = field(default_factory=lambda: ["a", "b", "c"])
     questions: dict[str, Object] = field(default_factory=dict)
+    policies: dict[str, Object] = field(default_factory=dict)
     workloads: dict[str, int] = field(default_factory=dict)
     """By name, how often they are still seen after their deletion."""
     answers: dict[tuple[str, str], list[int]] = field(default_factory=dict)
@@ -49,7 +50,7 @@ class Cluster:
             return web.json_response(status(code, f"Mood{code}"), status=code)
         if request.method in ("DELETE", "PATCH"):
             self.bodies.append(json.loads(await request.read()))
-        if what in ("nodes", "vfionodes", "migrationcompatibilities", "pods"):
+        if what in ("nodes", "vfionodes", "migrationcompatibilities", "compatibilitypolicies", "pods"):
             return listing(*self._all(what))
         if "/nodes/" in request.path:
             self.nodes[what] = {
@@ -60,6 +61,8 @@ class Cluster:
             self.vfionodes.remove(what)
         elif "/migrationcompatibilities/" in request.path:
             del self.questions[what]
+        elif "/compatibilitypolicies/" in request.path:
+            del self.policies[what]
         elif self.workloads.get(what, -1) < 0:
             return web.json_response(status(404, "NotFound"), status=404)
         elif request.method == "GET":
@@ -73,6 +76,8 @@ class Cluster:
             yield from ({"metadata": {"name": name}} for name in self.vfionodes)
         elif what == "migrationcompatibilities":
             yield from self.questions.values()
+        elif what == "compatibilitypolicies":
+            yield from self.policies.values()
         else:
             yield {"metadata": {"name": "m-device-plugin-x"}, "spec": {"nodeName": "dead"}}
 
@@ -102,7 +107,14 @@ async def test_what_migcompat_wrote_goes_and_nothing_else() -> None:
         "asked": question("asked"),
         "labelled-by-somebody": question("labelled-by-somebody", labels=by_operator),
     }
+    cluster.policies = {
+        "catalogue-xe": question("catalogue-xe", labels=by_operator),
+        "catalogue-of-theirs": question("catalogue-of-theirs"),
+        "a-copy": question("a-copy", labels=by_operator),
+    }
     assert await run(cluster) == ""
+    assert set(cluster.policies) == {"catalogue-of-theirs", "a-copy"}
+    assert {"uid": "uid-catalogue-xe"} in [body.get("preconditions") for body in cluster.bodies]
     assert cluster.nodes == {"a": FOREIGN, "b": FOREIGN}
     assert cluster.vfionodes == []
     assert set(cluster.questions) == {"asked", "labelled-by-somebody"}
@@ -140,7 +152,11 @@ async def test_done_again_it_finds_nothing_to_do(capsys: pytest.CaptureFixture[s
 
 async def test_definitions_that_are_gone_are_no_problem() -> None:
     cluster = Cluster(
-        answers={("GET", "vfionodes"): [404], ("GET", "migrationcompatibilities"): [404]},
+        answers={
+            ("GET", "vfionodes"): [404],
+            ("GET", "migrationcompatibilities"): [404],
+            ("GET", "compatibilitypolicies"): [404],
+        },
     )
     assert await run(cluster) == ""
     assert cluster.nodes["a"] == FOREIGN

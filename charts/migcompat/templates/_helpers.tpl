@@ -31,6 +31,24 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
 {{- end -}}
 
+{{/* Names of all that the catalogue has, as a JSON list. */}}
+{{- define "migcompat.catalogue" -}}
+{{- $names := list -}}
+{{- range $path, $_ := .Files.Glob "files/catalogue/*.yaml" -}}
+{{- $names = append $names (base $path | trimSuffix ".yaml") -}}
+{{- end -}}
+{{- toJson $names -}}
+{{- end -}}
+
+{{/* Names of the policies that these become, as a JSON list. */}}
+{{- define "migcompat.cataloguePolicies" -}}
+{{- $names := list -}}
+{{- range include "migcompat.catalogue" . | fromJsonArray -}}
+{{- $names = append $names (printf "catalogue-%s" .) -}}
+{{- end -}}
+{{- toJson $names -}}
+{{- end -}}
+
 {{- define "migcompat.image" -}}
 {{- if .Values.image.digest -}}
 {{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from migcompat.api.meta import Condition, ObjectMeta
-from migcompat.api.names import API_VERSION
+from migcompat.api.names import API_VERSION, CATALOGUE_PREFIX, MANAGED_BY, OPERATOR
 from migcompat.engine.policy import Policy
 
 
@@ -52,3 +52,9 @@ class CompatibilityPolicy(msgspec.Struct, omit_defaults=True, rename="camel"):
     status: CompatibilityPolicyStatus = msgspec.field(default_factory=CompatibilityPolicyStatus)
     api_version: str = API_VERSION
     kind: str = "CompatibilityPolicy"
+
+    @property
+    def is_of_catalogue(self) -> bool:
+        """Whether the operator put it there, of its catalogue of known drivers."""
+        labels = self.metadata.labels or {}
+        return labels.get(MANAGED_BY) == OPERATOR and self.metadata.name.startswith(CATALOGUE_PREFIX)

@@ -19,6 +19,8 @@ NODE_OFFERS_PREFIX = "offers.migcompat.io/"
 MANAGED_BY = "app.kubernetes.io/managed-by"
 OPERATOR = "migcompat-operator"
 """Value of that label on the objects that the operator makes."""
+CATALOGUE_PREFIX = "catalogue-"
+"""What the names of the catalogue's CompatibilityPolicies begin with."""
 
 MODE = "migcompat.io/mode"
 REQUIRE_RETURN_PATH = "migcompat.io/require-return-path"

@@ -24,6 +24,7 @@ from migcompat.kube.kinds import (
     DEPLOYMENTS,
     NODES,
     PODS,
+    POLICIES,
     VFIONODES,
     Resource,
 )
@@ -62,8 +63,9 @@ def clean_up(
 ) -> None:
     """Stop the agents and the operator for good, then remove what they wrote: before an uninstall.
 
-    Removes the labels of migcompat from all Nodes, all VFIONodes, and the MigrationCompatibility objects that
-    the operator made. What people made stays: policies, questions of their own. Running VMs do not notice.
+    Removes the labels of migcompat from all Nodes, all VFIONodes, and the MigrationCompatibility objects and
+    catalogue policies that the operator made. What people made stays: policies and questions of their own.
+    Running VMs do not notice.
     Can be repeated. Exit status: 0 done, 1 not all of it, 2 unusable arguments.
     """
     try:
@@ -149,6 +151,11 @@ class CleanUp:
             ),
         )
         self._say(f"{gone} MigrationCompatibility object(s) of the operator deleted")
+        gone = await self._each(
+            self._items(POLICIES, made, lambda item: item.is_of_catalogue),
+            lambda item: self._client.delete(POLICIES, item.metadata.name, uid=item.metadata.uid),
+        )
+        self._say(f"{gone} CompatibilityPolicy object(s) of the catalogue deleted")
 
     async def _unlabel(self, node: Node) -> None:
         labels = dict.fromkeys(_ours(node))
