@@ -53,6 +53,12 @@ def test_an_mdev_of_each_type(type_id: str) -> None:
     assert device.iommu_group == link(MDEV / name / "iommu_group")
     assert [device.vfio_dev] == os.listdir(MDEV / name / "vfio-dev")
     assert (device.pci_id, device.numa_node, device.declaration.layout) == ("", None, "")
+    version = MDEV / name / "driver/module/version"
+    versions = ("driver_version", "software_version") if version.exists() else ()
+    assert device.declaration.shown == {
+        **{"device_api": device.device_api, "type": type_id, "type_name": read(kernels / "name")},
+        **{"driver": device.driver, **{attribute: read(version) for attribute in versions}},
+    }
 
 
 def test_all_mdevs_that_the_driver_can_make() -> None:
@@ -82,6 +88,14 @@ def test_vfs_are_devices_when_vfio_has_them(ids: tuple[str, str], count: int) ->
         assert device.revision == read(PCI / vf / "revision")
         assert device.iommu_group == link(PCI / vf / "iommu_group")
         assert [device.vfio_dev] == os.listdir(PCI / vf / "vfio-dev")
+        vendor, model, revision, *subsystem = (
+            read(PCI / vf / name).removeprefix("0x")
+            for name in ("vendor", "device", "revision", "subsystem_vendor", "subsystem_device")
+        )
+        assert device.declaration.shown == {
+            **{"device_api": "vfio-pci", "type": f"pci-{vendor}-{model}", "pci_id": vendor + model},
+            **{"pci_revision": revision, "pci_subsystem": "".join(subsystem), "driver": "vfio-pci"},
+        }, "what VFs share is read from one of them: it is what each one's own files say"
     assert len({device.iommu_group for device in devices.values()}) == count
 
 
