@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from migcompat.engine.declaration import Kind
 from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2 as pb
+from migcompat.resources.naming import environment_name
 
 from migcompat_deviceplugin.devnodes import DevDir
 from migcompat_deviceplugin.inventory import Device
@@ -18,12 +19,9 @@ class Refused(Exception):
 
 
 def env_name(resource: str, kind: Kind) -> str:
-    """The variable in which virt-launcher looks for the devices of *resource*.
-
-    As KubeVirt makes it (pkg/util, ``ResourceNameToEnvVar``): upper case, ``/`` and ``.`` to ``_``.
-    """
+    """The variable in which virt-launcher looks for the devices of *resource*."""
     prefix = "MDEV_PCI_RESOURCE" if kind is Kind.MDEV else "PCI_RESOURCE"
-    return f"{prefix}_{resource.upper().replace('/', '_').replace('.', '_')}"
+    return f"{prefix}_{environment_name(resource)}"
 
 
 def answer(
@@ -46,6 +44,8 @@ def answer(
         devices.append(device)
     if not devices:
         raise Refused(f"no device of {resource} was asked for")
+    if len({device.found.kind for device in devices}) > 1:
+        raise Refused(f"{', '.join(ids)} of {resource} are not of one kind (mdevs, PCI functions)")
     response = pb.ContainerAllocateResponse()
     response.envs[env_name(resource, devices[0].found.kind)] = ",".join(ids)
     for node in dev.nodes([device.found for device in devices]):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 from migcompat.api.names import RESOURCE_DOMAIN
+from migcompat.api.vfionode import Device as PublishedDevice
 from migcompat.httpserver import serve_health
 from migcompat.kube.client import Client
 from migcompat.kubelet.podresources import PodResources
@@ -19,6 +20,7 @@ from migcompat.vfio.calls import Calls
 from migcompat_deviceplugin import flaws, metrics
 from migcompat_deviceplugin.allocations import AllocationsPoller
 from migcompat_deviceplugin.bootid import learn_boot_id
+from migcompat_deviceplugin.config import ConfigFile, Loaded
 from migcompat_deviceplugin.departure import Departure
 from migcompat_deviceplugin.devnodes import DevDir
 from migcompat_deviceplugin.guard import Guard
@@ -30,6 +32,7 @@ from migcompat_deviceplugin.probes import Asker, Probes
 from migcompat_deviceplugin.publisher import Publisher
 from migcompat_deviceplugin.server import ResourceServer
 from migcompat_deviceplugin.state import State
+from migcompat_deviceplugin.status import consequence
 from migcompat_deviceplugin.sysfs import Sysfs, SysfsError
 from migcompat_deviceplugin.wakeups import Wakeups
 
@@ -52,6 +55,7 @@ class Settings(msgspec.Struct, frozen=True):
     dev: DevDir = DevDir()
     kubelet_dir: Path = Path("/var/lib/kubelet")
     resource_domain: str = RESOURCE_DOMAIN
+    config: Path | None = None
     scan_interval: float = 5.0
     health_bind: str = "0.0.0.0:8080"
     allow_loosening: bool = False
@@ -76,12 +80,15 @@ class Agent:
         )
         asker = Asker(settings.sysfs_root, settings.dev.root, calls)
         self._probes = Probes(self.poller, asker, self._amend)
-        self.sysfs = Sysfs(settings.sysfs_root, settings.resource_domain, self._probes, settings.dev)
+        config = ConfigFile(settings.config, settings.resource_domain)
+        self.sysfs = Sysfs(
+            settings.sysfs_root, config, self._probes, settings.dev, held=self.state.may_be_held
+        )
         inquiry = Inquiry(client, settings.node_name, allow_loosening=settings.allow_loosening)
         self._guard = Guard(self.poller, inquiry, self.sysfs, self._probes)
         self._preferred = Preferred(self.state, inquiry)
         self._departure = Departure(client, settings.namespace, settings.daemonset)
-        self.publisher = Publisher(client, settings.node_name, self.state, recall=self._probes.recall)
+        self.publisher = Publisher(client, settings.node_name, self.state, recall=self._recall)
         self.manager = Manager(settings.kubelet_dir / "device-plugins", self.state, self._make_server)
 
     async def run(self) -> None:
@@ -137,18 +144,26 @@ class Agent:
         told: tuple[object, ...] = ()
         unusable: dict[str, str] = {}
         flawed: dict[str, str] = {}
+        ambiguous: dict[str, str] = {}
         event: float | None = None
         while True:
             try:
-                inventory = await self.sysfs.scan()
+                await self.sysfs.scan()
                 await self._probes.grace()
+                inventory = self.sysfs.last
                 if self.state.scan_problem is not None:
                     log.info("%s can be read again", self.sysfs.root)
+                _tell_configuration(self.sysfs.loaded, self.state.loaded)
+                self.state.set_loaded(self.sysfs.loaded)
                 self.state.set_inventory(self._probes.applied(inventory), self.sysfs.problems)
                 problems = {id_: d.found.problem for id_, d in inventory.items() if d.found.problem}
                 unusable = _tell("unhealthy", problems, unusable, inventory, "healthy again")
                 found = flaws.find(inventory).problems
                 flawed = _tell("flawed declaration", found, flawed, inventory, "understood again")
+                several = {id_: ", ".join(d.claims) for id_, d in inventory.items() if d.claims}
+                ambiguous = _tell(
+                    "selected by several resources", several, ambiguous, inventory, "selected by one"
+                )
             except SysfsError as error:
                 metrics.SCAN_FAILURES.inc()
                 if error.problem != self.state.scan_problem:
@@ -170,6 +185,11 @@ class Agent:
     def _amend(self) -> None:
         self.state.amend(self._probes.applied(self.state.inventory))
 
+    def _recall(self, devices: Sequence[PublishedDevice]) -> None:
+        """What an earlier agent published of this node counts before anything of ours is published."""
+        self.state.amend(self._probes.applied(self.sysfs.recall(devices)))
+        self._probes.recall(devices)
+
     def _ready(self) -> str | None:
         return self.state.problem()
 
@@ -183,6 +203,17 @@ class Agent:
             preferred=self._preferred,
             guard=self._guard,
         )
+
+
+def _tell_configuration(now: Loaded, before: Loaded) -> None:
+    """Log what has changed about the configuration file."""
+    if now == before:
+        return
+    if now.problem:
+        log.error("%s; %s", now.problem, consequence(now))
+    elif now.configuration is not None and now.path is not None:
+        names = ", ".join(resource.name for resource in now.configuration.resources)
+        log.info("%s is in force: %s", now.path, names or "default resources")
 
 
 def _tell(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -13,13 +12,12 @@ from migcompat import logs
 from migcompat.api.names import RESOURCE_DOMAIN
 from migcompat.httpserver import parse_bind
 from migcompat.kube.config import ConfigError
+from migcompat.resources.naming import check_domain
 
 from migcompat_deviceplugin.app import Settings, run
 from migcompat_deviceplugin.devnodes import DevDir
 
 log = logging.getLogger(__name__)
-
-_DOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -51,6 +49,9 @@ def serve(  # noqa: PLR0917 - typer makes flags of them
     resource_domain: Annotated[
         str, typer.Option(help="Domain of the extended resources' names.")
     ] = RESOURCE_DOMAIN,
+    config: Annotated[
+        Path | None, typer.Option(help="File that says which resource takes which device; default: none.")
+    ] = None,
     scan_interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two scans of sysfs.")] = 5.0,
     health_bind: Annotated[
         str, typer.Option(help="host:port of /healthz, /readyz and /metrics.")
@@ -80,6 +81,7 @@ def serve(  # noqa: PLR0917 - typer makes flags of them
         dev=DevDir(dev_root, host_dev),
         kubelet_dir=kubelet_dir,
         resource_domain=resource_domain,
+        config=config,
         scan_interval=scan_interval,
         health_bind=health_bind,
         allow_loosening=allow_loosening,
@@ -89,12 +91,6 @@ def serve(  # noqa: PLR0917 - typer makes flags of them
     except (ConfigError, OSError) as error:
         log.error("%s", error)
         raise typer.Exit(1) from error
-
-
-def check_domain(domain: str) -> None:
-    """Raises ValueError for a *domain* under which the kubelet takes no extended resource."""
-    if not _DOMAIN.fullmatch(domain) or f".{domain}".endswith(".kubernetes.io"):
-        raise ValueError(f"resource domain {domain!r} is not a DNS name outside kubernetes.io")
 
 
 def check_absolute(flag: str, path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
-from migcompat.api.names import RESOURCE_DOMAIN
+from migcompat.api.vfionode import Device as PublishedDevice
 from migcompat.api.vfionode import Health, Migration
 from migcompat.engine.declaration import Kind
-from migcompat.sysfs.resources import resource_name
+from migcompat.resources.selection import Choice, Configuration
 from migcompat.sysfs.scan import FoundDevice, ScanResult
 
 ID_LIMIT = 63
@@ -22,7 +22,7 @@ class Device(msgspec.Struct, frozen=True):
     """A device in its pool. ``served``: whether the kubelet may hear of it (it has a usable id and pool).
 
     ``waiting``: it is not advertised before it has been asked whether it can migrate; ``migration``: what it
-    said, None where that is not known.
+    said, None where that is not known. ``claims``: the resources that select it, where they are several.
     """
 
     found: FoundDevice
@@ -30,6 +30,7 @@ class Device(msgspec.Struct, frozen=True):
     served: bool = True
     waiting: bool = False
     migration: Migration | None = None
+    claims: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -51,22 +52,65 @@ Inventory = Mapping[str, Device]
 """Devices by id."""
 
 
-def take(result: ScanResult, before: Inventory, domain: str = RESOURCE_DOMAIN) -> dict[str, Device]:
-    """The inventory that *result* shows.
+Held = Callable[[str, str], bool]
+"""Whether a pod may hold the device of a resource and id, so that the kubelet counts it there."""
 
-    A device whose type (or PCI id) cannot be read for the moment stays, unhealthy, in the pool where it was
-    *before*; one that was never readable has no pool that means anything and is published but not served.
+
+def take(
+    result: ScanResult, before: Inventory, configuration: Configuration | None, held: Held
+) -> dict[str, Device]:
+    """The inventory that *result* shows, in the pools of *configuration*.
+
+    A device stays in the pool where it was *before*, whatever the configuration says by now,
+
+    * while somebody holds it: the kubelet, the VM and everybody who judges it know it by that resource, and
+      in another pool the kubelet would hand it out a second time;
+    * while what would tell its pool (type, PCI id, driver) cannot be read, or there is no configuration.
+
+    One with another type or PCI id is another device. One that was never readable has no pool that means
+    anything and is published but not served. What the configuration ignores, and without one what was not
+    there before, is left out.
     """
     devices: dict[str, Device] = {}
     for found in result.devices:
-        old = before.get(found.id)
-        readable = bool(found.type if found.kind is Kind.MDEV else found.pci_id)
-        if readable or old is None:
-            served = readable and len(found.id) <= ID_LIMIT
-            devices[found.id] = Device(found, resource_name(found, domain), served)
-        else:
-            devices[found.id] = Device(found, old.resource, old.served)
+        device = _taken(found, before.get(found.id), configuration, held)
+        if device is not None:
+            devices[found.id] = device
     return devices
+
+
+def _taken(
+    found: FoundDevice, old: Device | None, configuration: Configuration | None, held: Held
+) -> Device | None:
+    served = _is_served(found.id, found.kind, found.type, found.pci_id)
+    choice = Choice("") if configuration is None else configuration.choose(found)
+    claims = (choice.resource, *choice.also) if choice.also else ()
+    if old is not None and _is_same(found, old.found.type, old.found.pci_id):
+        unclear = configuration is None or not found.driver or not served
+        if unclear or (old.served and held(old.resource, found.id)):
+            return Device(found, old.resource, old.served, claims=claims)
+    return Device(found, choice.resource, served, claims=claims) if choice.resource else None
+
+
+def recalled(result: ScanResult, published: Sequence[PublishedDevice]) -> dict[str, Device]:
+    """The devices of *result* that an earlier agent *published*, in the pools where it served them."""
+    earlier = {d.id: d for d in published if _is_served(d.id, d.kind, d.type, d.pci_id)}
+    return {
+        found.id: Device(found, device.resource)
+        for found in result.devices
+        if (device := earlier.get(found.id)) and _is_same(found, device.type, device.pci_id)
+    }
+
+
+def _is_served(id_: str, kind: Kind, type_: str, pci_id: str) -> bool:
+    """Whether its id is one for the kubelet, and what its pool depends on could be read."""
+    return bool(type_ if kind is Kind.MDEV else pci_id) and len(id_) <= ID_LIMIT
+
+
+def _is_same(found: FoundDevice, type_: str, pci_id: str) -> bool:
+    """Whether this is still the device that had *type_* and *pci_id*, as far as they could be read."""
+    pairs = (found.type, type_), (found.pci_id, pci_id)
+    return all(not now or not then or now == then for now, then in pairs)
 
 
 def pools(inventory: Inventory) -> dict[str, dict[str, Device]]:

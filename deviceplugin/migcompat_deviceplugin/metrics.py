@@ -24,6 +24,16 @@ PROBLEMS = Gauge(
     "Entries in sysfs that could not be taken for a device",
     registry=REGISTRY,
 )
+CONFIGURATION_VALID = Gauge(
+    "migcompat_agent_configuration_valid",
+    "1 if the configuration file is in force as it is, or there is none, else 0",
+    registry=REGISTRY,
+)
+AMBIGUOUS = Gauge(
+    "migcompat_agent_ambiguous_devices",
+    "Devices that several resources of the configuration file select",
+    registry=REGISTRY,
+)
 SCAN_SECONDS = Histogram(
     "migcompat_agent_scan_seconds",
     "Duration of a look at all devices",
@@ -76,3 +86,5 @@ def observe(state: State, scan_problems: int) -> None:
     for resource, count in held.items():
         ALLOCATED.labels(resource).set(count)
     PROBLEMS.set(scan_problems)
+    CONFIGURATION_VALID.set(0 if state.loaded.problem else 1)
+    AMBIGUOUS.set(sum(bool(device.claims) for device in state.inventory.values()))

@@ -13,6 +13,7 @@ class Reason(enum.StrEnum):
     WRONG_HOST_PATH = "WrongHostPath"
     BOOT_ID_MISMATCH = "BootIDMismatch"
     SCAN_FAILED = "ScanFailed"
+    CONFIGURATION_INVALID = "ConfigurationInvalid"
     KUBELET_TOO_OLD = "KubeletTooOld"
     POD_RESOURCES_UNAVAILABLE = "PodResourcesUnavailable"
     NOT_REGISTERED = "NotRegistered"

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import msgspec
 from migcompat.api.meta import ObjectMeta, OwnerReference
-from migcompat.api.vfionode import Device, PodRef, VFIONode, VFIONodeStatus
+from migcompat.api.vfionode import Device, Mode, PodRef, VFIONode, VFIONodeStatus
 from migcompat.kube.backoff import Backoff
 from migcompat.kube.client import Client
 from migcompat.kube.errors import ApiError, Conflict, NotFound
@@ -85,7 +85,8 @@ class Publisher:
             await self._write(item, msgspec.structs.replace(item.status, conditions=told))
             return
         if self._recall is not None:
-            self._recall(item.status.devices if item.status.boot_id == self._state.boot_id else [])
+            counts = item.status.boot_id == self._state.boot_id and item.status.mode is Mode.SERVE
+            self._recall(item.status.devices if counts else [])
             self._recall = None
         devices = frozenset((d.resource, d.id) for d in self._state.inventory.values() if not d.waiting)
         status = build(

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from migcompat.kubelet.podresources import Allocations
 from migcompat.sysfs.scan import ScanProblem
 
+from migcompat_deviceplugin.config import Loaded
 from migcompat_deviceplugin.inventory import Inventory, pools
-from migcompat_deviceplugin.problems import NOT_YET, Problem
+from migcompat_deviceplugin.problems import NOT_YET, Problem, Reason
 
 
 class Signal:
@@ -44,9 +45,9 @@ class State:
     it does not count. ``inventory``: the newest scan, ``unreadable``: what it could not take for a device.
     ``scan_problem``: why the newest look at sysfs failed (then the inventory is an older one). ``scanned``:
     whether there was any. ``allocations``: the newest PodResources answer, None before the first;
-    ``allocations_problem`` why the newest call failed. ``published``: devices whose publication the API
-    server has confirmed, with their resources. ``registrations``: None for each resource that is registered
-    with the kubelet, or why it is not.
+    ``allocations_problem`` why the newest call failed. ``loaded``: the configuration file. ``published``:
+    devices whose publication the API server has confirmed, with their resources. ``registrations``: None for
+    each resource that is registered with the kubelet, or why it is not.
 
     ``to_publish`` and ``to_serve`` wake the publisher and the manager.
     """
@@ -60,6 +61,7 @@ class State:
         self.scan_problem: Problem | None = None
         self.allocations: Allocations | None = None
         self.allocations_problem: Problem | None = None
+        self.loaded = Loaded()
         self.published: frozenset[tuple[str, str]] = frozenset()
         self.publish_problem = "nothing has been published yet"
         self.registrations: dict[str, Problem | None] = {}
@@ -112,6 +114,18 @@ class State:
             self.allocations_problem = problem
             self.to_publish.set()
 
+    def may_be_held(self, resource: str, id_: str) -> bool:
+        """Whether a pod holds the device, or may: PodResources does not say otherwise."""
+        if self.allocations is None or self.allocations_problem is not None:
+            return True
+        return (resource, id_) in self.allocations
+
+    def set_loaded(self, loaded: Loaded) -> None:
+        """The configuration file was looked at."""
+        if loaded != self.loaded:
+            self.loaded = loaded
+            self.to_publish.set()
+
     def set_published(self, devices: frozenset[tuple[str, str]]) -> None:
         """The API server holds a VFIONode with these (resource, device id)."""
         self.publish_problem = ""
@@ -144,7 +158,11 @@ class State:
 
     def _blind(self) -> Iterator[Problem]:
         """What it cannot find out."""
-        yield from filter(None, (self.boot_problem, self.scan_problem, self.allocations_problem))
+        configuration = None
+        if self.loaded.configuration is None and self.loaded.problem:
+            configuration = Problem(Reason.CONFIGURATION_INVALID, self.loaded.problem)
+        problems = (self.boot_problem, self.scan_problem, configuration, self.allocations_problem)
+        yield from filter(None, problems)
 
     def _unregistered(self) -> Iterator[Problem]:
         """Resources that the kubelet has not taken (yet)."""

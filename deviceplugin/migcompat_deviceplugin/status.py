@@ -19,14 +19,15 @@ from migcompat.api.vfionode import (
     VFIONodeStatus,
     split,
 )
-from migcompat.engine.declaration import Acceptance, Declaration, Presence, SelfSet
+from migcompat.engine.declaration import Acceptance, Declaration, Kind, Presence, SelfSet
 from migcompat.kubelet.podresources import Allocations
 
 from migcompat_deviceplugin import flaws
+from migcompat_deviceplugin.config import Loaded
 from migcompat_deviceplugin.devnodes import MISSING
 from migcompat_deviceplugin.folding import folded
 from migcompat_deviceplugin.inventory import Device as InventoryDevice
-from migcompat_deviceplugin.inventory import Inventory
+from migcompat_deviceplugin.inventory import Inventory, pools
 from migcompat_deviceplugin.state import State
 
 CONTENT_LIMIT = 512 * 1024
@@ -36,6 +37,7 @@ The rest is for the devices' own fields (1,024 devices take about 0.5 MiB)."""
 READY = "Ready"
 DEVICES_USABLE = "DevicesUsable"
 DECLARATIONS_VALID = "DeclarationsValid"
+CONFIGURATION_VALID = "ConfigurationValid"
 MESSAGE_LIMIT = 1024
 PROBLEM_LIMIT = 256
 TOLD = 5
@@ -75,6 +77,38 @@ def declarations_valid(state: State) -> Condition:
     return _wrong(DECLARATIONS_VALID, "Unreadable" if found.unreadable else "Malformed", title, told)
 
 
+def consequence(loaded: Loaded) -> str:
+    """What a configuration file means that cannot be used."""
+    if loaded.configuration is None:
+        return "until it is mended, only devices that were published before are served, as they were"
+    return "until it is mended, the last good one stays in force"
+
+
+def configuration_valid(state: State) -> Condition:
+    """The condition ``ConfigurationValid``: whether resources are as the configuration file has them."""
+    loaded = state.loaded
+    if loaded.problem:
+        # Both ends count: the first mistakes, and what comes of them.
+        end = f"; {consequence(loaded)}"
+        message = loaded.problem[: MESSAGE_LIMIT - len(end)] + end
+        return Condition(CONFIGURATION_VALID, "False", "Invalid", message)
+    told = [f"{id_}: {', '.join(d.claims)}" for id_, d in sorted(state.inventory.items()) if d.claims]
+    if told:
+        title = f"{len(told)} device(s) are selected by several resources, of which the first has each"
+        return _wrong(CONFIGURATION_VALID, "Ambiguous", title, told)
+    mixed = [name for name, pool in sorted(pools(state.inventory).items()) if len(_kinds(pool.values())) > 1]
+    if mixed:
+        title = f"{len(mixed)} resource(s) hold mdevs and PCI functions, which no VM can ask for together"
+        return _wrong(CONFIGURATION_VALID, "MixedKinds", title, mixed)
+    if loaded.path is None:
+        return Condition(CONFIGURATION_VALID, "True", "NoFile", "resources have their default names")
+    return Condition(CONFIGURATION_VALID, "True", "Valid", "")
+
+
+def _kinds(devices: Iterable[InventoryDevice]) -> set[Kind]:
+    return {device.found.kind for device in devices}
+
+
 def _wrong(kind: str, reason: str, title: str, told: Sequence[str]) -> Condition:
     more = [f"and {len(told) - TOLD} more"] if len(told) > TOLD else []
     message = f"{title}: {'; '.join([*told[:TOLD], *more])}"
@@ -84,8 +118,9 @@ def _wrong(kind: str, reason: str, title: str, told: Sequence[str]) -> Condition
 def conditions(state: State, before: list[Condition], now: str) -> list[Condition]:
     """*before* with what is true *now* (RFC 3339); nothing is said of devices before the first scan."""
     told = set_condition(before, ready(state), now)
-    for condition in (devices_usable(state), declarations_valid(state)) if state.scanned else ():
-        told = set_condition(told, condition, now)
+    if state.scanned:
+        for condition in (devices_usable(state), declarations_valid(state), configuration_valid(state)):
+            told = set_condition(told, condition, now)
     return told
 
 

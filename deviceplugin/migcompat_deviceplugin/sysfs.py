@@ -11,23 +11,26 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
-from migcompat.api.names import RESOURCE_DOMAIN
+from migcompat.api.vfionode import Device as PublishedDevice
 from migcompat.sysfs.appearance import Appearance, appearance
 from migcompat.sysfs.scan import BUSES, FoundDevice, ScanError, ScanProblem, ScanResult, scan
 
+from migcompat_deviceplugin.config import ConfigFile, Loaded
 from migcompat_deviceplugin.devnodes import DevDir
-from migcompat_deviceplugin.inventory import Device, Inventory, take
+from migcompat_deviceplugin.inventory import Device, Held, Inventory, recalled, take
 from migcompat_deviceplugin.problems import Problem, Reason
 
 log = logging.getLogger(__name__)
 
 SCAN_DEADLINE = 20.0
 REREAD_DEADLINE = 5.0
+SETTLING = 10.0
+"""Seconds for which a device that was just asked for counts as held: PodResources names its pod later."""
 
 T = TypeVar("T")
 
@@ -76,6 +79,14 @@ async def in_thread(work: Callable[[], T], deadline: float) -> T:
         return await future
 
 
+class Look(NamedTuple):
+    """What one look at sysfs and at the configuration file has shown. ``appearances``: by device id."""
+
+    result: ScanResult
+    appearances: dict[str, Appearance]
+    loaded: Loaded
+
+
 class Observer(Protocol):
     """Who sees every scan's devices and adds what it knows of them."""
 
@@ -84,22 +95,31 @@ class Observer(Protocol):
 
 
 class Sysfs:
-    """The node's sysfs below *root*. ``last`` is the newest inventory, ``seconds`` how long its scan took."""
+    """The node's sysfs below *root*. ``last`` is the newest inventory, ``seconds`` how long its scan took.
+
+    Pools are those of *config*; ``loaded`` is what the newest scan found there. *held*: see
+    :data:`~migcompat_deviceplugin.inventory.Held`.
+    """
 
     def __init__(
         self,
         root: Path,
-        domain: str = RESOURCE_DOMAIN,
+        config: ConfigFile | None = None,
         observer: Observer | None = None,
         dev: DevDir | None = None,
+        held: Held | None = None,
     ) -> None:
         self.root = root
         self.dev = dev or DevDir()
         self.last: Inventory = {}
         self.problems: tuple[ScanProblem, ...] = ()
         self.seconds = 0.0
-        self._domain = domain
+        self.loaded = Loaded()
+        self._config = config or ConfigFile()
         self._observer = observer
+        self._held = held or (lambda _resource, _id: False)
+        self._asked_for: dict[str, float] = {}
+        self._newest: Look | None = None
         self._busy: asyncio.Lock = asyncio.Lock()
         self._stuck = 0
 
@@ -115,7 +135,7 @@ class Sysfs:
                 if self._stuck:
                     raise SysfsError(f"{self.root}: an earlier scan still hangs in some driver's attribute")
                 began = time.monotonic()
-                result, appearances = await in_thread(self._counted(self._look), deadline)
+                look = await in_thread(self._counted(self._look), deadline)
         except TimeoutError:
             raise SysfsError(f"{self.root}: not read within {deadline:g} s") from None
         except SysfsError:
@@ -129,23 +149,43 @@ class Sysfs:
             log.exception("%s: the scan itself failed", self.root)
             raise SysfsError(f"{self.root}: {type(error).__name__}: {error}") from error
         self.seconds = time.monotonic() - began
-        self.problems = result.problems
-        inventory = take(result, self.last, self._domain)
-        if self._observer is not None:
-            self.last = self._observer.consider(inventory, appearances)
-        else:
-            self.last = inventory
-        return self.last
+        self.problems = look.result.problems
+        self.loaded = look.loaded
+        self._newest = look
+        return self._take(look, self.last)
+
+    def recall(self, devices: Sequence[PublishedDevice]) -> Inventory:
+        """:attr:`last`, the earlier agent of this node having published *devices*: some may be held."""
+        if self._newest is None:
+            return self.last
+        before = {**self.last, **recalled(self._newest.result, devices)}
+        return self._take(self._newest, before)
 
     async def reread(self, ids: list[str]) -> dict[str, Device]:
         """These devices as they are now; those that are gone are missing. Raises SysfsError.
 
         A whole scan: what its neighbours are bound to decides whether a device is usable (IOMMU groups).
+        Somebody is to have these devices, so none of them changes its pool now.
         """
+        self._asked_for.update(dict.fromkeys(ids, time.monotonic()))
         now = await self.scan(REREAD_DEADLINE)
         return {id_: now[id_] for id_ in ids if id_ in now}
 
-    def _look(self) -> tuple[ScanResult, dict[str, Appearance]]:
+    def _take(self, look: Look, before: Inventory) -> Inventory:
+        recently = time.monotonic() - SETTLING
+        self._asked_for = {id_: at for id_, at in self._asked_for.items() if at > recently}
+        inventory = take(look.result, before, look.loaded.configuration, self._may_be_held)
+        if self._observer is None:
+            self.last = inventory
+        else:
+            appearances = {id_: look.appearances[id_] for id_ in inventory}
+            self.last = self._observer.consider(inventory, appearances)
+        return self.last
+
+    def _may_be_held(self, resource: str, id_: str) -> bool:
+        return id_ in self._asked_for or self._held(resource, id_)
+
+    def _look(self) -> Look:
         result = scan(self.root)
         unlisted = [problem for problem in result.problems if problem.path in BUSES]
         if unlisted:
@@ -153,7 +193,8 @@ class Sysfs:
             raise OSError("; ".join(f"{problem.path} {problem.message}" for problem in unlisted))
         devices = (*map(self.dev.checked, result.devices), *self._kept(result))
         result = msgspec.structs.replace(result, devices=devices)
-        return result, {device.id: appearance(self.root, device.path) for device in devices}
+        appearances = {device.id: appearance(self.root, device.path) for device in devices}
+        return Look(result, appearances, self._config.look())
 
     def _kept(self, result: ScanResult) -> Iterator[FoundDevice]:
         """Devices of the scan before whose entries are there, but unreadable now: they are not gone."""

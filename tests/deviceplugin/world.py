@@ -52,7 +52,8 @@ async def eventually(condition: Callable[[], object], within: float = 20.0) -> N
 
 
 class World:
-    """``uevents``: what the kernel tells the agent that runs. ``vfio``: what its devices answer."""
+    """``uevents``: what the kernel tells the agent that runs. ``vfio``: what its devices answer. ``config``:
+    the agent's configuration file, None for none."""
 
     def __init__(self, directory: Path, client: Client, api: FakeApi, kubelet: DeviceManager) -> None:
         self.directory = directory
@@ -67,6 +68,7 @@ class World:
         self.boot_id.write_text(f"{fleets.BOOT}\n")
         self.uevents = FakeUevents()
         self.vfio = FakeVfio(self.dev)
+        self.config: Path | None = None
         for name in (NODE, SOURCE):
             api.put(NODES, fleets.node(name))
         api.put(DAEMONSETS, Workload(ObjectMeta(name=DAEMONSET, namespace=NAMESPACE)))
@@ -173,6 +175,7 @@ class World:
             sysfs_root=self.sysfs,
             dev=DevDir(self.dev, HOST_DEV),
             kubelet_dir=self.kubelet.kubelet_dir,
+            config=self.config,
             scan_interval=scan_interval,
             health_bind="127.0.0.1:0",
             allow_loosening=allow_loosening,
