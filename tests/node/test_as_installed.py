@@ -57,6 +57,10 @@ def test_an_agent_in_its_container_hears_the_kernel_and_looks_again(cluster: Nod
     for name in COUNTS:
         assert credentials(cluster, name) == CONFINED
         assert "cannot be heard" not in agent_log(cluster, name)
+    networks = {
+        os.readlink(f"/proc/{pid}/ns/net") for pid in (os.getpid(), *(agent_pid(cluster, n) for n in COUNTS))
+    }
+    assert len(networks) == 3, "each has a network namespace of its own"
     heard = {name: figure(cluster, name, UEVENTS) for name in COUNTS}
     host = cluster.nodes[SEVERAL].host
     mdev = devices.add_device(host, 2, "1.1.0")
