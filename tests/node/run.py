@@ -167,6 +167,7 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
     try:
         code = process.wait()
     except KeyboardInterrupt:
+        print("real nodes: ending the cluster, up to 20 s …", file=sys.stderr, flush=True)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE)
         raise
