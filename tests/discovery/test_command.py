@@ -96,7 +96,7 @@ def test_json_has_every_field(run: Callable[..., tuple[int, str]], node: Path) -
     document = json.loads(output)
     assert document["sysfs"] == str(node)
     devices = {device["id"]: device for device in document["devices"]}
-    fields = {*FoundDevice.__struct_encode_fields__, "resource"}
+    fields = {*FoundDevice.__struct_encode_fields__, "resource", "alsoSelectedBy"}
     assert all(set(device) == fields for device in devices.values())
     assert devices["0000:01:00.1"]["numaNode"] == 1
     assert devices["0000:01:00.1"]["isVf"] is True
@@ -132,3 +132,70 @@ def test_a_root_that_is_no_sysfs_is_an_unusable_argument(
 
 def test_an_unknown_format_is_an_unusable_argument(run: Callable[..., tuple[int, str]], sys: Path) -> None:
     assert run("--sysfs", sys, "-o", "xml")[0] == 2
+
+
+# --- with a configuration file -----------------------------------------------------------------------------
+
+CONFIG = """\
+resources:
+- {name: serial, selectors: [{types: [mtty-2]}]}
+- {name: example.com/nic, selectors: [{kinds: [vf], pfs: ["0000:01:00.0"]}]}
+- {name: virtual, selectors: [{kinds: [mdev]}]}
+others: ignore
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "resources.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def test_a_file_says_under_which_resource_each_device_is_advertised(
+    run: Callable[..., tuple[int, str]], node: Path, config: Path
+) -> None:
+    code, output = run("--sysfs", node, "--config", config, "--resource-domain", "vfio.example")
+    assert code == 0
+    lines = output.splitlines()
+    rows = {line.split()[0]: line for line in lines[3:6]}
+    assert " example.com/nic " in rows["0000:01:00.1"]
+    assert " vfio.example/serial " in rows[UUID]
+    assert " ignored " in rows["0000:02:00.0"]
+    title = lines.index("Selected by several resources, of which the first has it:")
+    assert lines[title + 1] == f"  {UUID}: vfio.example/serial, vfio.example/virtual"
+
+
+def test_a_file_counts_for_programs_too(
+    run: Callable[..., tuple[int, str]], node: Path, config: Path
+) -> None:
+    code, output = run("--sysfs", node, "--config", config, "-o", "json")
+    assert code == 0
+    found = {d["id"]: (d["resource"], d["alsoSelectedBy"]) for d in json.loads(output)["devices"]}
+    assert found == {
+        "0000:01:00.1": ("example.com/nic", []),
+        "0000:02:00.0": ("", []),
+        UUID: ("vfio.migcompat.io/serial", ["vfio.migcompat.io/virtual"]),
+    }
+
+
+def test_mistakes_in_a_file_are_told_line_by_line(
+    run: Callable[..., tuple[int, str]], node: Path, config: Path
+) -> None:
+    config.write_text(CONFIG.replace("types", "typ").replace("others", "other"))
+    code, output = run("--sysfs", node, "--config", config)
+    assert code == 2
+    assert output.splitlines() == [
+        f"Error: {config}:2:31: unknown key 'typ': did you mean 'types'?",
+        f"Error: {config}:5:1: unknown key 'other': did you mean 'others'?",
+    ]
+
+
+def test_a_file_that_is_not_there_and_a_domain_that_is_none_are_unusable_arguments(
+    run: Callable[..., tuple[int, str]], node: Path, tmp_path: Path
+) -> None:
+    code, output = run("--sysfs", node, "--config", tmp_path / "none.yaml")
+    assert (code, output) == (2, f"Error: {tmp_path}/none.yaml: cannot be read: No such file or directory\n")
+    code, output = run("--sysfs", node, "--resource-domain", "kubernetes.io")
+    assert code == 2
+    assert "names in kubernetes.io belong to Kubernetes" in output

@@ -73,6 +73,16 @@ def test_a_driver_upgrade_is_seen_by_the_next_scan(sys: Path, gpu: Path) -> None
     assert shown(sys)["software_version"] == "580.105.08"
 
 
+def test_a_vgpu_on_a_vf_has_the_vfs_pf(sys: Path, gpu: Path) -> None:
+    """With SR-IOV vGPUs each mdev lives on a VF of its own: what they have in common is the PF."""
+    vf = "pci0000:40/0000:41:00.4"
+    add_function(sys, vf, driver="nvidia", group=6, ids=("0x10de", "0x20b5"), physfn=gpu.name)
+    add_vgpu(sys)
+    add_mdev(sys, vf, OTHER, type_id="nvidia-475", driver="nvidia-vgpu-vfio", group=78)
+    found = {device.id: (device.parent, device.physfn, device.is_vf) for device in scan(sys).devices}
+    assert found == {UUID: (gpu.name, "", False), OTHER: ("0000:41:00.4", gpu.name, False)}
+
+
 def test_a_vgpu_is_not_taken_for_a_physical_function(sys: Path, gpu: Path) -> None:
     """Its self would need a pci_id then, and every source would have to have the same (semantics §1, §3)."""
     add_vgpu(sys)

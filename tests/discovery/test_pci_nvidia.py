@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from migcompat.engine.declaration import Kind
-from migcompat.sysfs.resources import resource_name
+from migcompat.resources.defaults import resource_name
 from migcompat.sysfs.scan import scan
 
 from tests.discovery.finding import only, problem_of, shown

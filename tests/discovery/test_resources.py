@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from migcompat.engine.declaration import Declaration, Kind
+from migcompat.resources.defaults import NAME_LIMIT, resource_name
 from migcompat.sysfs.found import FoundDevice
-from migcompat.sysfs.resources import NAME_LIMIT, resource_name
 
 LEGAL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 

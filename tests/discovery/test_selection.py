@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from migcompat.engine.declaration import Declaration, Kind
+from migcompat.resources.defaults import NAME_LIMIT, resource_name
 from migcompat.resources.naming import DOMAIN_LIMIT, check_domain, environment_name, full_name
 from migcompat.resources.selection import KEYS, Choice, Configuration, Others, Resource, Selector
 from migcompat.sysfs.found import FoundDevice
-from migcompat.sysfs.resources import NAME_LIMIT, resource_name
 
 UUID = "336f95d5-1d9d-5a8e-9e77-55f722edd4e6"
 MDEV = FoundDevice(

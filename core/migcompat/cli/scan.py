@@ -11,15 +11,18 @@ import msgspec
 import typer
 import yaml
 
-from migcompat.engine.declaration import Acceptance, Declaration, Presence
-from migcompat.engine.declaration import Kind as DeviceKind
-from migcompat.sysfs.resources import resource_name
+from migcompat.api.names import RESOURCE_DOMAIN
+from migcompat.engine.declaration import Acceptance, Declaration, Kind, Presence
+from migcompat.resources.file import ConfigurationError, load
+from migcompat.resources.naming import check_domain
+from migcompat.resources.selection import Configuration, DeviceKind, device_kind
 from migcompat.sysfs.scan import FoundDevice, ScanError, ScanResult
 from migcompat.sysfs.scan import scan as scan_tree
 
 EXIT_UNUSABLE_ARGUMENTS = 2
 
 _HEADER = ("DEVICE", "KIND", "TYPE", "DRIVER", "PARENT", "NUMA", "GROUP", "VFIO-DEV", "RESOURCE", "DECLARES")
+_KINDS = {DeviceKind.MDEV: "mdev", DeviceKind.VF: "VF", DeviceKind.FUNCTION: "function"}
 
 _NAMED = 3
 """Devices that are named of those that show the same."""
@@ -41,47 +44,72 @@ def command(app: typer.Typer) -> None:
 def scan(
     sysfs: Annotated[Path, typer.Option(help="Where sysfs is mounted.")] = Path("/sys"),
     output: Annotated[Output, typer.Option("--output", "-o", help="Output format.")] = Output.TEXT,
+    config: Annotated[
+        Path | None, typer.Option(help="File that says which resource takes which device; default: none.")
+    ] = None,
+    resource_domain: Annotated[str, typer.Option(help="Domain of the resources' names.")] = RESOURCE_DOMAIN,
 ) -> None:
     """List the VFIO devices of this machine and what each says about its migration."""
     try:
+        check_domain(resource_domain)
+        configuration = Configuration(resource_domain) if config is None else load(config, resource_domain)
         result = scan_tree(sysfs)
-    except (ScanError, OSError) as error:
+    except ConfigurationError as error:
+        for line in error.lines:
+            typer.echo(f"Error: {line}", err=True)
+        raise typer.Exit(EXIT_UNUSABLE_ARGUMENTS) from error
+    except (ScanError, OSError, ValueError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(EXIT_UNUSABLE_ARGUMENTS) from error
     if output is Output.JSON:
-        document = msgspec.json.format(msgspec.json.encode(as_plain(sysfs, result)), indent=2)
+        document = msgspec.json.format(msgspec.json.encode(as_plain(sysfs, result, configuration)), indent=2)
         typer.echo(document.decode())
     elif output is Output.YAML:
-        typer.echo(yaml.safe_dump(as_plain(sysfs, result), sort_keys=False), nl=False)
+        typer.echo(yaml.safe_dump(as_plain(sysfs, result, configuration), sort_keys=False), nl=False)
     else:
-        typer.echo(as_text(sysfs, result))
+        typer.echo(as_text(sysfs, result, configuration))
 
 
-def as_plain(sysfs: Path, result: ScanResult) -> dict[str, Any]:
-    """The result as JSON has it: every field of every device, and its default resource name."""
+def as_plain(sysfs: Path, result: ScanResult, configuration: Configuration) -> dict[str, Any]:
+    """The result as JSON has it: every field of every device, and the resource under which it is advertised.
+
+    That is empty for a device that is ignored. ``alsoSelectedBy``: resources that select it, too.
+    """
+    devices = []
+    for device in result.devices:
+        choice = configuration.choose(device)
+        devices.append(
+            {
+                **msgspec.to_builtins(device),
+                "resource": choice.resource,
+                "alsoSelectedBy": list(choice.also),
+            }
+        )
     return {
         "sysfs": str(sysfs),
-        "devices": [
-            {**msgspec.to_builtins(device), "resource": resource_name(device)} for device in result.devices
-        ],
+        "devices": devices,
         "problems": msgspec.to_builtins(result.problems),
     }
 
 
-def as_text(sysfs: Path, result: ScanResult) -> str:
+def as_text(sysfs: Path, result: ScanResult, configuration: Configuration) -> str:
     """The result for people: a table, then in full what the devices declare and show, then problems."""
-    physical = sum(device.kind is DeviceKind.PHYSICAL for device in result.devices)
+    physical = sum(device.kind is Kind.PHYSICAL for device in result.devices)
     lines = [
         f"{_count(len(result.devices), 'VFIO device')} in {sysfs}:"
         f" {physical} physical, {len(result.devices) - physical} mediated"
     ]
     if result.devices:
-        lines += ["", *_columns([_HEADER, *(_row(device) for device in result.devices)])]
+        rows = (_row(device, configuration.choose(device).resource) for device in result.devices)
+        lines += ["", *_columns([_HEADER, *rows])]
     for device in result.devices:
         if device.declaration.layout:
             lines += ["", *_declared(device)]
     if any(device.declaration.shown for device in result.devices):
         lines += ["", "Shown without being declared:", *_shown(result.devices)]
+    contended = list(_contended(result, configuration))
+    if contended:
+        lines += ["", "Selected by several resources, of which the first has it:", *contended]
     unusable = [device for device in result.devices if device.problem]
     if unusable:
         lines += ["", "Found, but not usable:", *(f"  {device.id}: {device.problem}" for device in unusable)]
@@ -90,18 +118,25 @@ def as_text(sysfs: Path, result: ScanResult) -> str:
     return "\n".join(lines)
 
 
-def _row(device: FoundDevice) -> tuple[str, ...]:
-    kind = "mdev" if device.kind is DeviceKind.MDEV else "VF" if device.is_vf else "function"
+def _contended(result: ScanResult, configuration: Configuration) -> Iterator[str]:
+    """Devices that several resources select, with these in their order."""
+    for device in result.devices:
+        choice = configuration.choose(device)
+        if choice.also:
+            yield f"  {device.id}: {', '.join((choice.resource, *choice.also))}"
+
+
+def _row(device: FoundDevice, resource: str) -> tuple[str, ...]:
     return (
         device.id,
-        kind,
+        _KINDS[device_kind(device)],
         device.type or device.pci_id,
         f"{device.driver} {device.driver_version}".strip(),
         device.parent,
         "" if device.numa_node is None else str(device.numa_node),
         device.iommu_group,
         device.vfio_dev,
-        resource_name(device),
+        resource or "ignored",
         _summary(device.declaration),
     )
 

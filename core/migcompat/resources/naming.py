@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from migcompat.sysfs.resources import NAME_LIMIT
+from migcompat.resources.defaults import NAME_LIMIT
 
 DOMAIN_LIMIT = 253 - len("requests.")
 """A DNS name has at most 253 characters, and quotas put ``requests.`` before this one."""

@@ -11,7 +11,7 @@ import msgspec
 
 from migcompat.api.names import RESOURCE_DOMAIN
 from migcompat.engine.declaration import Kind
-from migcompat.sysfs.resources import resource_name
+from migcompat.resources.defaults import resource_name
 from migcompat.sysfs.scan import FoundDevice
 
 

@@ -25,6 +25,7 @@ class FoundDevice(msgspec.Struct, frozen=True, rename="camel"):
     ``revision`` (``0x02``) of the function itself or of the function that an mdev lives on; empty outside
     PCI. ``numa_node``: None when the kernel does not know. ``iommu_group``: the group's number, empty
     without one. ``vfio_dev``: ``vfioN``, empty before Linux 6.1.
+    ``physfn``: the PF of a VF, or of the VF that an mdev lives on.
     ``problem``: why the device, though found, cannot be handed to a VM; empty when it can.
     """
 

@@ -93,7 +93,12 @@ def _read_type(tree: Tree, place: str, type_id: str) -> Type:
 
 
 def read(
-    mdev: Mdev, *, pci_id: str = "", revision: str = "", extra: Mapping[str, str] | None = None
+    mdev: Mdev,
+    *,
+    pci_id: str = "",
+    revision: str = "",
+    physfn: str = "",
+    extra: Mapping[str, str] | None = None,
 ) -> FoundDevice:
     """The device that *mdev* is; *extra* is what it shows beside what every mdev does.
 
@@ -130,6 +135,7 @@ def read(
         device_api=mdev_type.device_api,
         pci_id=pci_id,
         revision=revision,
+        physfn=physfn,
         numa_node=tree.node_above(path),
         iommu_group=group,
         vfio_dev=vfio_dev,

@@ -13,8 +13,9 @@ def _read(device: Mdev) -> FoundDevice:
     tree = device.tree
     function = pci.function_above(device.path)
     host = tree.once(("identity", function), lambda: pci.identity(tree, function, []))
+    physfn = tree.once(("physfn", function), lambda: tree.link(f"{function}/physfn", []))
     extra = {**given(parent_pci_id=host.pci_id), **host.shown()}
-    return mdev.read(device, pci_id=host.pci_id, revision=host.revision, extra=extra)
+    return mdev.read(device, pci_id=host.pci_id, revision=host.revision, physfn=physfn, extra=extra)
 
 
 PROVIDER = Provider(mdev.BUS, lambda device: bool(pci.function_above(device.path)), _read)

@@ -1,7 +1,4 @@
-"""Which pool a device belongs to: the extended resource under which the kubelet counts it.
-
-These are the default pools, where no configuration says otherwise.
-"""
+"""Default names of resources: where no configuration says otherwise."""
 
 from __future__ import annotations
 
