@@ -1,23 +1,42 @@
-"""Which pod holds which device: asks the kubelet again and again, because nobody tells a plugin."""
+"""Which pod holds which device: asks the kubelet, because nobody tells a plugin.
+
+How often depends on what can have changed. Devices are given only through Allocate, which this process hears,
+and with each allocation, whoever's, the kubelet replaces its checkpoint (``ManagerImpl.Allocate`` calls
+``writeCheckpoint`` in pkg/kubelet/cm/devicemanager/manager.go). That a pod is over nobody tells, neither a
+call (there is no Deallocate) nor the checkpoint (``UpdateAllocatedDevices`` leaves it as it is, and is itself
+called by List). So while a pod holds a device of ours the kubelet is asked again and again; while none does,
+only now and then.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
-from migcompat.kubelet.connection import Identity, KubeletError, KubeletTooOldError
+from migcompat.kubelet.connection import Identity, KubeletError, KubeletTooOldError, identity
 from migcompat.kubelet.podresources import Allocations
 
+from migcompat_deviceplugin import metrics
 from migcompat_deviceplugin.problems import Problem, Reason
-from migcompat_deviceplugin.state import State
+from migcompat_deviceplugin.state import Signal, State
 
 log = logging.getLogger(__name__)
 
-INTERVAL = 1.0
-"""Seconds between two calls. There is no Deallocate, so this is how soon a freed device is seen."""
+QUICK = 0.25
+"""Seconds between two calls for ``QUICK_FOR`` seconds after an allocation: PodResources names its pod about
+half a second later."""
+QUICK_FOR = 3.0
+HELD = 2.0
+"""The same while a pod holds a device of ours, or may be about to: how soon a freed device is seen."""
+FAILING = 1.0
+"""The same while PodResources does not answer."""
+FREE = 30.0
+"""The same while none does: nothing can have changed that nothing told of."""
+PENDING = 60.0
+"""Seconds after an allocation for which a pod that is not named yet may still be."""
 SETTLING = 10.0
 """Seconds after a kubelet's restart for which what is missing in its answers proves nothing."""
 
@@ -40,15 +59,26 @@ class AllocationsPoller:
     settled or names others.
     """
 
-    def __init__(self, kubelet: Asked, state: State, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        kubelet: Asked,
+        state: State,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        checkpoint: Path | None = None,
+    ) -> None:
         self._kubelet = kubelet
         self._state = state
         self._clock = clock
+        self._checkpoint = checkpoint
         self._server: Identity | None = None
         self._settled_at = 0.0
+        self._stirred_at = clock()
+        self._signs = self._look()
+        self._due = Signal()
 
     async def run(self) -> None:
-        """Poll until cancelled."""
+        """Ask until cancelled."""
         while True:
             try:
                 await self.refresh()
@@ -58,7 +88,33 @@ class AllocationsPoller:
                 if before is None or before.reason is not problem.reason:
                     log.warning("holders of devices are not known: %s", problem)
                 self._state.set_allocations_problem(problem)
-            await asyncio.sleep(INTERVAL)
+            await self._due.wait(self.interval())
+
+    def stir(self) -> None:
+        """Devices are being allocated, or may be: ask at once, and closely for a while."""
+        self._stirred_at = self._clock()
+        self._due.set()
+
+    def look(self) -> None:
+        """:meth:`stir` if the kubelet's checkpoint or socket is another file than at the last look."""
+        signs = self._look()
+        if signs != self._signs:
+            self._signs = signs
+            self.stir()
+
+    def interval(self) -> float:
+        """Seconds until the next call."""
+        state, since = self._state, self._clock() - self._stirred_at
+        if state.allocations_problem is not None:
+            return FAILING
+        if since < QUICK_FOR:
+            return QUICK
+        if since < PENDING or any(id_ in state.inventory for _, id_ in state.allocations or {}):
+            return HELD
+        return FREE
+
+    def _look(self) -> tuple[Identity | None, Identity | None]:
+        return self._kubelet.server(), identity(self._checkpoint) if self._checkpoint else None
 
     async def refresh(self) -> Allocations:
         """What the kubelet says now, and nothing else. Raises KubeletError."""
@@ -67,7 +123,11 @@ class AllocationsPoller:
             if self._server is not None:
                 self._settled_at = self._clock() + SETTLING
             self._server = server
-        allocations = await self._kubelet.allocations()
+        try:
+            allocations = await self._kubelet.allocations()
+        except KubeletError:
+            metrics.POD_RESOURCES_FAILURES.inc()
+            raise
         former = self._state.allocations if self._clock() < self._settled_at else None
         if self._state.allocations_problem is not None:
             log.info("holders of devices are known again")

@@ -13,8 +13,9 @@ from migcompat.api.names import RESOURCE_DOMAIN
 from migcompat.api.vfionode import Device as PublishedDevice
 from migcompat.httpserver import serve_health
 from migcompat.kube.client import Client
+from migcompat.kubelet.directories import Directories
 from migcompat.kubelet.podresources import PodResources
-from migcompat.sysfs.uevents import Listener, listen
+from migcompat.sysfs.uevents import Listener, listen, tell_of
 from migcompat.vfio.calls import Calls
 
 from migcompat_deviceplugin import flaws, metrics
@@ -23,6 +24,7 @@ from migcompat_deviceplugin.bootid import learn_boot_id
 from migcompat_deviceplugin.config import ConfigFile, Loaded
 from migcompat_deviceplugin.departure import Departure
 from migcompat_deviceplugin.devnodes import DevDir
+from migcompat_deviceplugin.files import KubeletFiles
 from migcompat_deviceplugin.guard import Guard
 from migcompat_deviceplugin.inquiry import Inquiry
 from migcompat_deviceplugin.inventory import Inventory
@@ -40,6 +42,11 @@ log = logging.getLogger(__name__)
 
 WRITES_PER_SECOND = 2.0
 """Of one agent: a cluster has one on every node."""
+SWEEP = 12
+"""Intervals without an event between two scans, where events tell of changes and all devices are well: what
+sends no event is an attribute, and who hands a device out reads it again."""
+CHECKPOINT = "kubelet_internal_checkpoint"
+"""``kubeletDeviceManagerCheckpoint`` in pkg/kubelet/cm/devicemanager/manager.go."""
 TOLD = 10
 """Devices whose problems one scan logs."""
 
@@ -62,7 +69,10 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Agent:
-    """One node's agent. *listen* opens what tells of the kernel's device events, *calls* open devices."""
+    """One node's agent. *listen* opens what tells of the kernel's device events, *calls* open devices.
+
+    *told* says whether these events are about the tree that is scanned.
+    """
 
     def __init__(
         self,
@@ -70,26 +80,30 @@ class Agent:
         client: Client,
         *,
         listen: Callable[[], Listener] = listen,
+        told: Callable[[Path], bool] = tell_of,
         calls: Calls | None = None,
     ) -> None:
         self.settings = settings
         self._listen = listen
+        self._told = told
         self.state = State()
-        self.poller = AllocationsPoller(
-            PodResources(settings.kubelet_dir / "pod-resources/kubelet.sock"), self.state
-        )
+        plugins = settings.kubelet_dir / "device-plugins"
+        pod_resources = settings.kubelet_dir / "pod-resources"
+        self._pod_resources = PodResources(pod_resources / "kubelet.sock")
+        self.poller = AllocationsPoller(self._pod_resources, self.state, checkpoint=plugins / CHECKPOINT)
+        self._files = KubeletFiles(Directories((plugins, pod_resources)), self._kubelet_changed)
         asker = Asker(settings.sysfs_root, settings.dev.root, calls)
         self._probes = Probes(self.poller, asker, self._amend)
-        config = ConfigFile(settings.config, settings.resource_domain)
+        self._config = ConfigFile(settings.config, settings.resource_domain)
         self.sysfs = Sysfs(
-            settings.sysfs_root, config, self._probes, settings.dev, held=self.state.may_be_held
+            settings.sysfs_root, self._config, self._probes, settings.dev, held=self.state.may_be_held
         )
         inquiry = Inquiry(client, settings.node_name, allow_loosening=settings.allow_loosening)
         self._guard = Guard(self.poller, inquiry, self.sysfs, self._probes)
         self._preferred = Preferred(self.state, inquiry)
         self._departure = Departure(client, settings.namespace, settings.daemonset)
         self.publisher = Publisher(client, settings.node_name, self.state, recall=self._recall)
-        self.manager = Manager(settings.kubelet_dir / "device-plugins", self.state, self._make_server)
+        self.manager = Manager(plugins, self.state, self._make_server, lambda: self._files.watched)
 
     async def run(self) -> None:
         """Run until cancelled; then stop serving, without telling the kubelet that devices are gone."""
@@ -100,12 +114,14 @@ class Agent:
                 group.create_task(learn_boot_id(self.settings.boot_id_file, self.state), name="boot id")
                 group.create_task(self._scan(), name="scan")
                 group.create_task(self._probes.run(), name="probes")
+                group.create_task(self._files.run(), name="the kubelet's files")
                 group.create_task(self.poller.run(), name="allocations")
                 group.create_task(self.publisher.run(), name="publisher")
                 group.create_task(self.manager.run(), name="manager")
                 group.create_task(self._departure.run(), name="departure")
         finally:
             await self.manager.stop()
+            await self._pod_resources.close()
             await health.cleanup()
 
     async def leave(self) -> None:
@@ -179,8 +195,29 @@ class Agent:
                     for problem in self.sysfs.problems:
                         log.warning("%s/%s: %s", self.sysfs.root, problem.path, problem.message)
             metrics.observe(self.state, len(self.sysfs.problems))
-            heard = await wakeups.wait(self.settings.scan_interval)
+            heard = await self._news(wakeups)
             event = heard if event is None else event
+
+    async def _news(self, wakeups: Wakeups) -> float | None:
+        """Return when a scan is due, with the loop's time of the event that says so, if one does."""
+        allocations = self.state.allocations
+        for _ in range(self.intervals(listening=wakeups.listening)):
+            event = await wakeups.wait(self.settings.scan_interval)
+            # Who is no longer held may change its pool.
+            freed = self.settings.config is not None and self.state.allocations is not allocations
+            if event is not None or freed or self._config.changed():
+                return event
+        return None
+
+    def intervals(self, *, listening: bool) -> int:
+        """After how many intervals without an event a scan is due: one, unless all is well and heard of."""
+        state = self.state
+        troubled = state.scan_problem or state.unreadable or any(d.problem for d in state.inventory.values())
+        return SWEEP if listening and not troubled and self._told(self.settings.sysfs_root) else 1
+
+    def _kubelet_changed(self) -> None:
+        self.poller.look()
+        self.state.to_serve.set()
 
     def _amend(self) -> None:
         self.state.amend(self._probes.applied(self.state.inventory))
@@ -202,6 +239,8 @@ class Agent:
             probes=self._probes,
             preferred=self._preferred,
             guard=self._guard,
+            allocated=self.poller.stir,
+            ended=self.state.to_serve.set,
         )
 
 

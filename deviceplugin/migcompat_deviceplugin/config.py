@@ -48,6 +48,10 @@ class ConfigFile:
             self._loaded = self._read(self._path, self._loaded.configuration)
         return self._loaded
 
+    def changed(self) -> bool:
+        """Whether the file is another one than at the last :meth:`look`."""
+        return self._path is not None and _identity(self._path) != self._seen
+
     def _read(self, path: Path, before: Configuration | None) -> Loaded:
         # Here, so that agents without a file need not have YAML in memory.
         from migcompat.resources.file import ConfigurationError, load  # noqa: PLC0415

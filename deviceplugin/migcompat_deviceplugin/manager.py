@@ -1,8 +1,9 @@
 """The life of the resource servers: serve, then register; again after every restart of the kubelet.
 
-Level-triggered: once a second the wanted state (published devices by resource) is compared with what is, and
-what differs is put right. So it does not matter which sign of a kubelet's restart is seen, in which order, or
-whether one is missed: ``kubelet.sock`` is another file, our own socket is gone, or nobody listens.
+Level-triggered: now and then, and after each sign of a change, the wanted state (published devices by
+resource) is compared with what is, and what differs is put right. So it does not matter which sign of a
+kubelet's restart is seen, in which order, or whether one is missed: ``kubelet.sock`` is another file, our own
+socket is gone, or nobody listens.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from migcompat_deviceplugin.state import State
 log = logging.getLogger(__name__)
 
 TICK = 1.0
-"""Seconds between two looks."""
+"""Seconds between two looks while something is not as wanted, or nothing tells of the kubelet's files."""
+CALM = 10.0
+"""The same while all is well and ``to_serve`` tells of changes."""
 UNHEARD = 5.0
 """Seconds after which a registered resource that nobody listens to is registered again."""
 PREFIX = "migcompat-"
@@ -38,12 +41,16 @@ MakeServer = Callable[[str, Path], ResourceServer]
 
 @dataclass
 class _Served:
-    """One resource. ``registered_with``: identity of the kubelet's socket at the last registration."""
+    """One resource. ``registered_with``: identity of the kubelet's socket at the last registration.
+
+    ``heard``: since when nobody listens, if not ``listening``.
+    """
 
     resource: str
     server: ResourceServer | None = None
     registered_with: Identity | None = None
     heard: float = 0.0
+    listening: bool = False
     leaving: bool = False
     problem: Problem | None = NOT_YET
     retry_at: float = 0.0
@@ -51,23 +58,36 @@ class _Served:
 
 
 class Manager:
-    """Keeps one ResourceServer for each resource with published devices."""
+    """Keeps one ResourceServer for each resource with published devices.
 
-    def __init__(self, plugin_dir: Path, state: State, make: MakeServer) -> None:
+    *watched* says whether each change of the kubelet's files sets ``state.to_serve``.
+    """
+
+    def __init__(
+        self,
+        plugin_dir: Path,
+        state: State,
+        make: MakeServer,
+        watched: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._dir = plugin_dir
         self._kubelet = plugin_dir / "kubelet.sock"
         self._state = state
         self._make = make
+        self._watched = watched
         self._served: dict[str, _Served] = {}
         self._numbers = itertools.count(1)
         self._leaving = False
 
     async def run(self) -> None:
-        """Reconcile when something changes and once a second, until cancelled."""
+        """Reconcile when something changes, and now and then, until cancelled."""
         self.remove_leftovers()
         while True:
             await self.reconcile()
-            await self._state.to_serve.wait(TICK)
+            await self._state.to_serve.wait(CALM if self._watched() and self._is_calm() else TICK)
+
+    def _is_calm(self) -> bool:
+        return all(s.listening and s.problem is None and not s.leaving for s in self._served.values())
 
     def remove_leftovers(self) -> None:
         """Delete sockets of an earlier process of ours (one agent runs on a node at a time)."""
@@ -117,8 +137,9 @@ class Manager:
         kubelet = identity(self._kubelet)
         if served.server is not None:
             await served.server.update(devices)
-            if served.server.streams:
+            if served.server.streams or served.listening:
                 served.heard = time.monotonic()
+            served.listening = served.server.streams > 0
             if not self._needs_registration(served, kubelet):
                 return
         if time.monotonic() < served.retry_at:
@@ -159,7 +180,7 @@ class Manager:
         await server.start()
         await register(self._kubelet, server.socket.name, served.resource, OPTIONS)
         served.registered_with = kubelet
-        served.heard = time.monotonic()
+        served.heard, served.listening = time.monotonic(), False
         served.problem = None
         served.backoff.reset()
         metrics.REGISTRATIONS.labels(served.resource).inc()

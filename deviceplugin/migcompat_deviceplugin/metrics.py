@@ -63,6 +63,11 @@ PROBES = Counter(
     ["answer"],
     registry=REGISTRY,
 )
+POD_RESOURCES_FAILURES = Counter(
+    "migcompat_agent_pod_resources_failures",
+    "Calls of the kubelet's PodResources that failed",
+    registry=REGISTRY,
+)
 REGISTRATIONS = Counter(
     "migcompat_agent_registrations", "Registrations with the kubelet", ["resource"], registry=REGISTRY
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -57,7 +57,10 @@ class Preferring(Protocol):
 
 
 class ResourceServer(pb_grpc.DevicePluginServicer):
-    """One resource on one socket. ``streams``: how many ListAndWatch calls are open."""
+    """One resource on one socket. ``streams``: how many ListAndWatch calls are open.
+
+    *allocated* is called when the kubelet has been given devices, *ended* when a stream has ended.
+    """
 
     def __init__(
         self,
@@ -69,6 +72,8 @@ class ResourceServer(pb_grpc.DevicePluginServicer):
         probes: Asking,
         preferred: Preferring,
         guard: Guarding,
+        allocated: Callable[[], None],
+        ended: Callable[[], None],
     ) -> None:
         self.resource = resource
         self.socket = socket
@@ -78,6 +83,8 @@ class ResourceServer(pb_grpc.DevicePluginServicer):
         self._probes = probes
         self._preferred = preferred
         self._guard = guard
+        self._allocated = allocated
+        self._ended = ended
         self._devices: list[pb.Device] = []
         self._leaving = False
         self._changed = asyncio.Condition()
@@ -144,6 +151,7 @@ class ResourceServer(pb_grpc.DevicePluginServicer):
                     return
         finally:
             self.streams -= 1
+            self._ended()
 
     async def GetPreferredAllocation(
         self,
@@ -176,6 +184,7 @@ class ResourceServer(pb_grpc.DevicePluginServicer):
         except (Refused, SysfsError) as error:
             log.warning("%s: Allocate refused: %s", self.resource, error)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"migcompat: {error}")
+        self._allocated()
         return response
 
     async def PreStartContainer(

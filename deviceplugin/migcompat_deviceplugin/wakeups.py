@@ -30,6 +30,11 @@ class Wakeups:
         self._first = 0.0
         self._latest = 0.0
 
+    @property
+    def listening(self) -> bool:
+        """Whether the kernel's events are heard."""
+        return self._listener is not None
+
     def start(self) -> None:
         """Listen from now on."""
         if self._listener is not None:

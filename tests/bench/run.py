@@ -21,6 +21,7 @@ PARTS = {
     "scan": "tests.bench.scanning",
     "verdicts": "tests.bench.verdicts",
     "memory": "tests.bench.memory",
+    "agent": "tests.bench.agent",
 }
 """Name of a part and its module, whose ``measure()`` gives its rows; imported late, so that one that is
 broken leaves the others' figures."""

@@ -119,7 +119,7 @@ def test_an_unknown_part_is_refused(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["bench", "filte"])
     assert run.main() == 2
-    assert "no part named filte; there are filter, scan, verdicts, memory" in capsys.readouterr().err
+    assert "no part named filte; there are filter, scan, verdicts, memory, agent" in capsys.readouterr().err
 
 
 def test_a_row_without_a_goal_has_neither_met_nor_missed_it() -> None:

@@ -14,7 +14,7 @@ import pytest
 from migcompat.api.cluster import Pod
 from migcompat.api.meta import Condition
 from migcompat.kube.kinds import PODS, VFIONODES, VMIS
-from migcompat_deviceplugin import metrics
+from migcompat_deviceplugin import app, metrics
 from migcompat_deviceplugin import sysfs as sysfs_module
 from migcompat_deviceplugin.config import ConfigFile
 from migcompat_deviceplugin.sysfs import Sysfs
@@ -202,6 +202,22 @@ async def test_a_held_device_stays_in_its_pool_until_its_holder_is_gone(by_type:
             assert node.kubelet.resources[GPU] == {id_: True}
         await node.registered("vfio.migcompat.io/renamed", 2)
         await eventually(lambda: GPU not in node.kubelet.plugins)
+
+
+async def test_where_scans_are_seldom_a_changed_file_and_a_freed_device_bring_one(
+    by_type: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = by_type
+    monkeypatch.setattr(app, "SWEEP", 10**6)
+    monkeypatch.setattr(sysfs_module, "SETTLING", 0.0)
+    async with node.running(told=lambda _: True):
+        await node.registered(GPU, 2)
+        await node.kubelet.admit("ns", "pod", CONTAINER, {GPU: 1})
+        await eventually(lambda: any(d.allocated_to for d in node.vfionode.status.devices))
+        configure(node, resource(OTHER, types=f"[{fleets.TYPE}]"))
+        await eventually(lambda: sorted(published(node).values()) == sorted([GPU, OTHER]))
+        node.kubelet.release("ns", "pod")
+        await eventually(lambda: set(published(node).values()) == {OTHER})
 
 
 async def test_a_held_device_stays_in_its_pool_when_the_file_changes_between_two_agents(

@@ -9,11 +9,12 @@ from pathlib import Path
 import grpc.aio
 import pytest
 from migcompat.api.vfionode import PodRef
-from migcompat.kubelet.connection import KubeletError
+from migcompat.kubelet import connection
+from migcompat.kubelet.connection import Kept, KubeletError
 from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2 as pb
 from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2_grpc as pb_grpc
 from migcompat.kubelet.podresources import PodResources
-from migcompat.kubelet.podresources_v1 import podresources_pb2
+from migcompat.kubelet.podresources_v1 import podresources_pb2, podresources_pb2_grpc
 from migcompat.kubelet.registration import register
 
 from tests.support.kubelet import DeviceManager, PreStartError, running_device_manager
@@ -135,3 +136,54 @@ async def test_a_kubelet_that_is_back_is_heard_at_once(kubelet: DeviceManager) -
             await client.allocations()
     await kubelet.start_pod_resources()
     assert await client.allocations() == {}
+
+
+async def test_one_connection_serves_call_after_call(
+    kubelet: DeviceManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dialled: list[Path] = []
+    dial = connection._dial
+
+    def counted(socket: Path) -> connection._Line:
+        dialled.append(socket)
+        return dial(socket)
+
+    monkeypatch.setattr(connection, "_dial", counted)
+    asked = PodResources(kubelet.kubelet_dir / "pod-resources/kubelet.sock")
+    for _ in range(3):
+        assert await asked.allocations() == {}
+    assert len(dialled) == 1
+    await kubelet.restart()
+    assert await asked.allocations() == {}
+    assert len(dialled) == 2, "the socket is another file"
+    await kubelet.stop_pod_resources()
+    with pytest.raises(KubeletError):
+        await asked.allocations()
+    await asked.close()
+
+
+async def test_a_call_that_fails_harms_no_other_on_the_same_connection(kubelet: DeviceManager) -> None:
+    """Closing a channel cancels its calls, and with them whoever waits for one."""
+    line = Kept(kubelet.kubelet_dir / "pod-resources/kubelet.sock")
+    leave = asyncio.Event()
+
+    async def fail() -> None:
+        async with line.channel() as channel:
+            await podresources_pb2_grpc.PodResourcesListerStub(channel).Get(
+                podresources_pb2.GetPodResourcesRequest(pod_name="none", pod_namespace="of-this-name")
+            )
+
+    async def slow() -> int:
+        async with line.channel() as channel:
+            stub = podresources_pb2_grpc.PodResourcesListerStub(channel)
+            await stub.List(podresources_pb2.ListPodResourcesRequest())
+            await leave.wait()
+            return len((await stub.List(podresources_pb2.ListPodResourcesRequest())).pod_resources)
+
+    under_way = asyncio.create_task(slow())
+    await asyncio.sleep(0)
+    with pytest.raises(KubeletError, match="not found"):
+        await fail()
+    leave.set()
+    assert await under_way == 0
+    await line.close()

@@ -15,9 +15,10 @@ from migcompat.sysfs.scan import ScanResult
 from migcompat.sysfs.uevents import Listener
 from migcompat_deviceplugin import metrics, wakeups
 from migcompat_deviceplugin import sysfs as module
+from migcompat_deviceplugin.app import SWEEP
 from migcompat_deviceplugin.wakeups import Wakeups
 
-from tests.deviceplugin.world import POOL, World, eventually
+from tests.deviceplugin.world import POOL, World, eventually, uuid
 from tests.support.uevents import FakeUevents, message
 
 NEVER = 3600.0
@@ -218,3 +219,18 @@ async def test_an_agent_that_may_not_listen_says_so_once_and_goes_on(
     told = [record for record in caplog.records if "cannot be heard" in record.message]
     assert [record.levelno for record in told] == [logging.WARNING]
     assert "--scan-interval" in told[0].message
+
+
+async def test_where_events_tell_of_all_that_is_well_scans_are_seldom(node: World) -> None:
+    device = node.add(1)
+    async with node.running(told=lambda root: root == node.sysfs) as agent:
+        await node.registered()
+        assert agent.intervals(listening=True) == SWEEP
+        assert agent.intervals(listening=False) == 1
+        (device / "driver").unlink()
+        node.uevents.send(message("unbind"))
+        await eventually(lambda: agent.state.inventory[uuid(1)].problem)
+        assert agent.intervals(listening=True) == 1, "what mends it may send no event"
+    async with node.running() as agent:
+        await eventually(lambda: agent.state.scanned)
+        assert agent.intervals(listening=True) == 1, "this tree is not the kernel's"

@@ -17,7 +17,7 @@ from migcompat.api.vfionode import VFIONode
 from migcompat.engine.declaration import Declaration
 from migcompat.kube.client import Client
 from migcompat.kube.kinds import DAEMONSETS, NODES, PODS, VFIONODES, VMIS
-from migcompat.sysfs.uevents import Listener
+from migcompat.sysfs.uevents import Listener, tell_of
 from migcompat_deviceplugin.app import Agent, Settings
 from migcompat_deviceplugin.devnodes import DevDir
 
@@ -183,11 +183,15 @@ class World:
 
     @asynccontextmanager
     async def running(
-        self, *, allow_loosening: bool = False, scan_interval: float = 0.1
+        self,
+        *,
+        allow_loosening: bool = False,
+        scan_interval: float = 0.1,
+        told: Callable[[Path], bool] = tell_of,
     ) -> AsyncIterator[Agent]:
         """The agent in this process."""
         settings = self.settings(allow_loosening=allow_loosening, scan_interval=scan_interval)
-        agent = Agent(settings, self.client, listen=self._listen, calls=self.vfio)
+        agent = Agent(settings, self.client, listen=self._listen, told=told, calls=self.vfio)
         task = asyncio.create_task(agent.run())
         try:
             yield agent

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from migcompat.sysfs import uevents
 from migcompat.sysfs.uevents import DRAIN_LIMIT, MESSAGE_LIMIT, SUBSYSTEMS, Heard, Listener, listen, parse
 
 from tests.support.uevents import FakeUevents, message
@@ -128,3 +130,29 @@ def test_anybody_may_listen_to_the_kernel() -> None:
         listener.drain()
     finally:
         listener.close()
+
+
+def test_events_tell_of_a_mounted_sysfs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sys").mkdir()
+    device = tmp_path.stat().st_dev
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "22 1 0:21 / /proc rw,relatime shared:3 - proc proc rw\n"
+        f"23 1 {os.major(device)}:{os.minor(device)} / /sys rw,relatime - ext4 /dev/sysfs rw\n"
+    )
+    ids = tmp_path / "uid_map"
+    ids.write_text("         0          0 4294967295\n")
+    monkeypatch.setattr(uevents, "MOUNTS", mounts)
+    monkeypatch.setattr(uevents, "UID_MAP", ids)
+    assert not uevents.tell_of(tmp_path / "sys"), "a tree like one"
+    mounts.write_text(
+        f"23 1 {os.major(device)}:{os.minor(device)} / /host/sys rw master:7 - sysfs sysfs rw\n"
+    )
+    assert uevents.tell_of(tmp_path / "sys")
+    assert not uevents.tell_of(tmp_path / "gone")
+    ids.write_text("         0     100000      65536\n")
+    assert not uevents.tell_of(tmp_path / "sys"), "the kernel tells other user namespaces nothing"
+
+
+def test_the_machines_own_mounts_can_be_read() -> None:
+    assert not uevents.tell_of(Path("/proc"))

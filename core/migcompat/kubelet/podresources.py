@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from migcompat.api.vfionode import PodRef
-from migcompat.kubelet.connection import Identity, connected, identity
+from migcompat.kubelet.connection import Identity, Kept, identity
 from migcompat.kubelet.podresources_v1 import podresources_pb2 as pb
 from migcompat.kubelet.podresources_v1 import podresources_pb2_grpc as pb_grpc
 
@@ -24,6 +24,11 @@ class PodResources:
     def __init__(self, socket: Path, deadline: float = DEADLINE) -> None:
         self._socket = socket
         self._deadline = deadline
+        self._line = Kept(socket)
+
+    async def close(self) -> None:
+        """Call no more."""
+        await self._line.close()
 
     def server(self) -> Identity | None:
         """Which kubelet answers: another one after its restart."""
@@ -34,7 +39,7 @@ class PodResources:
 
         The kubelet sends one entry a device, or one of several; both are read.
         """
-        async with connected(self._socket) as channel:
+        async with self._line.channel() as channel:
             answer = await pb_grpc.PodResourcesListerStub(channel).List(
                 pb.ListPodResourcesRequest(), timeout=self._deadline
             )

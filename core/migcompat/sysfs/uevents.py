@@ -12,7 +12,9 @@ An event is a hint to look again and nothing more: what is there is read from sy
 from __future__ import annotations
 
 import errno
+import os
 import socket
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 PROTOCOL = 15
@@ -29,6 +31,30 @@ DRAIN_LIMIT = 1024
 
 SUBSYSTEMS = frozenset({"drivers", "iommu", "mdev", "module", "pci", "vfio", "vfio-dev"})
 """Whose events may change what a scan finds."""
+
+
+MOUNTS = Path("/proc/self/mountinfo")
+UID_MAP = Path("/proc/self/uid_map")
+ALL_IDS = ["0", "0", "4294967295"]
+"""``uid_map`` of the initial user namespace (user_namespaces(7))."""
+
+
+def tell_of(root: Path) -> bool:
+    """Whether the kernel's events, if they can be listened to, tell of changes in the tree at *root*.
+
+    They do where that is a mounted sysfs, not a tree that looks like one, and this process is in the initial
+    user namespace: in others it may listen but hears nothing.
+    """
+    try:
+        status = root.stat()
+        mounts = MOUNTS.read_text(errors="replace").splitlines()
+        ids = UID_MAP.read_text().split()
+    except OSError:
+        return False
+    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    return ids == ALL_IDS and any(
+        mount.split()[2] == device and mount.partition(" - ")[2].startswith("sysfs ") for mount in mounts
+    )
 
 
 class Uevent(NamedTuple):
