@@ -68,7 +68,10 @@ def test_nothing_is_tied_to_a_name_or_namespace(binaries: Binaries) -> None:
 
 @pytest.mark.parametrize("component", sorted(COMPONENTS))
 def test_the_programs_know_the_flags_they_are_given(binaries: Binaries, component: str) -> None:
-    flags = ("--set", "allowLoosening=true,extender.preemptibleRejections=true,webhook.failurePolicy=Fail")
+    flags = (
+        *("--set", "allowLoosening=true,extender.preemptibleRejections=true,webhook.failurePolicy=Fail"),
+        *("--set-json", 'devicePlugin.config={"resources": []}'),
+    )
     (container,) = pod_specs(render(binaries, *flags))[component]["containers"]
     program = Path(sys.executable).parent / container["command"][0]
     assert shutil.which(program), f"{program} is not installed"
