@@ -274,3 +274,23 @@ def test_no_two_policies_of_the_catalogue_select_the_same_device() -> None:
     for selector in selectors:
         given = msgspec.to_builtins(selector.device)
         assert len(given) == 1, "more keys would make it win over an admin's own policy"
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "governs"),
+    [
+        ("mine", {"driver": "xe-vfio-pci", "vendor": "8086"}, True),
+        ("mine", {"vendor": "8086"}, False),
+        ("a-mine", {"vendor": "8086"}, True),
+        ("a-mine", {}, False),
+    ],
+    ids=["two keys", "one key, later name", "one key, earlier name", "no key"],
+)
+def test_when_an_admins_own_policy_governs_instead(name: str, device: dict[str, str], governs: bool) -> None:
+    spec = {"selector": {"device": device}, "unknown": "Allow"}
+    policies = [policy_of(raw("xe")), policy_of({"metadata": {"name": name}, "spec": spec})]
+    other = {**BMG, "pci_revision": "02"}
+    found = answer(
+        policies, published("n1", Kind.PHYSICAL, BMG, held=True), published("n2", Kind.PHYSICAL, other)
+    )
+    assert found == ((True, "Unknown") if governs else (False, "AttributeMismatch"))

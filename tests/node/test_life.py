@@ -270,9 +270,12 @@ REFUSING_POLICY: Object = {
     "apiVersion": "migcompat.io/v1alpha1",
     "kind": "CompatibilityPolicy",
     "metadata": {"name": "nobody-accepts"},
-    "spec": {"selector": {"device": {"type": nodes.TYPE}}, "self": {"vendor_secret": "1"}},
+    "spec": {
+        "selector": {"device": {"driver": "mtty", "type": nodes.TYPE}},
+        "self": {"vendor_secret": "1"},
+    },
 }
-"""Whatever it selects has an attribute that no device accepts."""
+"""Whatever it selects has an attribute that no device accepts. It has more keys than the catalogue's policy."""
 
 
 def install(cluster: NodeCluster, **values: object) -> None:
