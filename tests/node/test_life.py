@@ -275,7 +275,7 @@ REFUSING_POLICY: Object = {
         "self": {"vendor_secret": "1"},
     },
 }
-"""Whatever it selects has an attribute that no device accepts. It has more keys than the catalogue's policy."""
+"""Whatever it selects has an attribute that no device accepts. One key more than the catalogue has."""
 
 
 def install(cluster: NodeCluster, **values: object) -> None:
