@@ -53,6 +53,12 @@ def configure(node: World, *resources: str, others: str = "advertise") -> None:
 
 
 @pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only PodResources says whether a device is held."""
+    monkeypatch.setattr(sysfs_module, "SETTLING", 0.0)
+
+
+@pytest.fixture
 def by_type(node: World) -> World:
     """Two mdevs of the usual type in a pool of the file, and its name in a domain of its own."""
     node.add(1)
@@ -187,6 +193,7 @@ async def test_a_file_that_is_written_in_place_is_read_again(by_type: World) -> 
         await by_type.registered("example.com/new", 2)
 
 
+@pytest.mark.usefixtures("at_once")
 async def test_a_held_device_stays_in_its_pool_until_its_holder_is_gone(by_type: World) -> None:
     node = by_type
     async with node.running():
@@ -220,6 +227,7 @@ async def test_where_scans_are_seldom_a_changed_file_and_a_freed_device_bring_on
         await eventually(lambda: set(published(node).values()) == {OTHER})
 
 
+@pytest.mark.usefixtures("at_once")
 async def test_a_held_device_stays_in_its_pool_when_the_file_changes_between_two_agents(
     by_type: World,
 ) -> None:

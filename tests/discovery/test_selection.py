@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from migcompat.engine.declaration import Declaration, Kind
 from migcompat.resources.defaults import NAME_LIMIT, resource_name
 from migcompat.resources.naming import DOMAIN_LIMIT, check_domain, environment_name, full_name
-from migcompat.resources.selection import KEYS, Choice, Configuration, Others, Resource, Selector
+from migcompat.resources.selection import KEYS, Choice, Configuration, Others, Resource, Selector, facts
 from migcompat.sysfs.found import FoundDevice
 
 UUID = "336f95d5-1d9d-5a8e-9e77-55f722edd4e6"
@@ -90,7 +90,7 @@ def resource(name: str, *selectors: Selector) -> Resource:
     ],
 )
 def test_keys(wanted: dict[str, list[str]], taken: list[FoundDevice]) -> None:
-    assert [device for device in ALL if selector(**wanted).takes(device)] == taken
+    assert [device for device in ALL if selector(**wanted).takes(facts(device))] == taken
 
 
 def test_every_key_is_tried_above() -> None:
@@ -105,7 +105,7 @@ def test_no_value_is_that_of_a_device_that_has_none(key: str) -> None:
 
 def test_a_resource_takes_what_any_of_its_selectors_takes() -> None:
     both = resource("both", selector(types=["nvidia-557"]), selector(drivers=["vfio-pci"]))
-    assert [device for device in ALL if both.takes(device)] == [MDEV, FUNCTION]
+    assert [device for device in ALL if both.takes(facts(device))] == [MDEV, FUNCTION]
 
 
 def test_the_first_of_several_resources_has_the_device() -> None:

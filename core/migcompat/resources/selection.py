@@ -94,14 +94,22 @@ LOWERED = frozenset({"pfs", "addresses", "uuids", "vendors", "devices"})
 """Keys whose values are spelled in either case, and in lower case by the kernel."""
 
 
+def facts(found: FoundDevice) -> dict[str, str]:
+    """What selectors look at, by key; read once a device, since there may be many selectors."""
+    return {name: key.read(found) for name, key in KEYS.items()}
+
+
 class Selector(msgspec.Struct, frozen=True):
     """Takes a device that has, for each key of ``wanted``, one of its values."""
 
     wanted: Mapping[str, frozenset[str]]
 
-    def takes(self, found: FoundDevice) -> bool:
-        """Whether it takes *found*."""
-        return all(KEYS[key].read(found) in values for key, values in self.wanted.items())
+    def takes(self, device: Mapping[str, str]) -> bool:
+        """Whether it takes the device with these :func:`facts`."""
+        for key, values in self.wanted.items():  # noqa: SIM110 - three times as fast as all()
+            if device[key] not in values:
+                return False
+        return True
 
 
 class Resource(msgspec.Struct, frozen=True):
@@ -110,9 +118,12 @@ class Resource(msgspec.Struct, frozen=True):
     name: str
     selectors: tuple[Selector, ...]
 
-    def takes(self, found: FoundDevice) -> bool:
-        """Whether it takes *found*."""
-        return any(selector.takes(found) for selector in self.selectors)
+    def takes(self, device: Mapping[str, str]) -> bool:
+        """Whether it takes the device with these :func:`facts`."""
+        for selector in self.selectors:  # noqa: SIM110 - three times as fast as any()
+            if selector.takes(device):
+                return True
+        return False
 
 
 class Choice(NamedTuple):
@@ -138,7 +149,10 @@ class Configuration(msgspec.Struct, frozen=True):
         A device that is selected by several resources belongs to the first. One that is selected by none has
         its default name, unless a resource of the file has it: that is for what its selectors take.
         """
-        names = [resource.name for resource in self.resources if resource.takes(found)]
+        names: list[str] = []
+        if self.resources:
+            device = facts(found)
+            names = [resource.name for resource in self.resources if resource.takes(device)]
         if names:
             return Choice(names[0], tuple(names[1:]))
         if self.others is Others.IGNORE:
