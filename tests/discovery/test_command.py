@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -199,3 +200,24 @@ def test_a_file_that_is_not_there_and_a_domain_that_is_none_are_unusable_argumen
     code, output = run("--sysfs", node, "--resource-domain", "kubernetes.io")
     assert code == 2
     assert "names in kubernetes.io belong to Kubernetes" in output
+
+
+def test_the_documented_example(run: Callable[..., tuple[int, str]], sys: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/configuration.md").read_text()
+    values, shown = re.findall(r"```(?:yaml)?\n(.*?)```", page, flags=re.DOTALL)[:2]
+    config = tmp_path / "resources.yaml"
+    config.write_text(yaml.safe_dump(yaml.safe_load(values)["devicePlugin"]["config"]))
+    gpu, nic = "pci0000:40/0000:41:00.0", "pci0000:00/0000:3b:00"
+    add_mdev(sys, gpu, UUID, type_id="nvidia-557", driver="nvidia", group=7)
+    (sys / "devices" / gpu / "mdev_supported_types/nvidia-557/name").write_text("NVIDIA A40-8Q\n")
+    add_function(sys, f"{nic}.0", driver="mlx5_core", group=1)
+    add_function(sys, f"{nic}.2", group=2, physfn="0000:3b:00.0")
+    for number in (1, 2):
+        add_function(sys, f"pci0000:00/0000:5e:00.{number}", group=2 + number, physfn="0000:5e:00.0")
+
+    code, output = run("--sysfs", sys, "--config", config)
+    assert code == 0
+    rows = [re.split(r" {2,}", line) for line in output.splitlines()[2:7]]
+    column = rows[0].index("RESOURCE")
+    documented = [line.split() for line in shown.splitlines()[1:]]
+    assert sorted([*row[:3], "…", row[column]] for row in rows) == sorted(documented)

@@ -489,3 +489,15 @@ def test_device_question() -> None:
 
 def test_boot_constant_is_what_objects_carry() -> None:
     assert vfionode("n", {}).status.boot_id == BOOT == node("n").status.node_info.boot_id
+
+
+def test_a_pool_of_any_domain_is_ours_while_a_node_publishes_it() -> None:
+    """Names come from a configuration file of the agents, of which nobody else knows."""
+    fleet = fleet_of({})
+    assert not fleet.is_ours("example.com/gpu")
+    fleet.put_vfionode(vfionode("n2", {"d": declared("1.0.0")}, resource="example.com/gpu"))
+    assert fleet.is_ours("example.com/gpu")
+    fleet.put_vmi(vmi("vm-b", "n2", resources=["example.com/gpu"]))
+    assert [v.metadata.name for v in fleet.vmis()] == ["vm-a", "vm-b"]
+    fleet.drop_vfionode("n2")
+    assert not fleet.is_ours("example.com/gpu")
