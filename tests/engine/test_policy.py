@@ -221,6 +221,9 @@ class TestShown:
         assert filled.self == SelfSet(Presence.PRESENT, SELF)
 
 
+ALLOWING = Policy(unknown=Choice.ALLOW)
+
+
 class TestLikeMe:
     """``{self:<attribute>}`` in supplied entries."""
 
@@ -235,9 +238,23 @@ class TestLikeMe:
         dumb = Declaration(Kind.PHYSICAL, shown=SELF)
         found = decide(supply(showing(), self.POLICY), supply(dumb, self.POLICY))
         assert found.reason == "Unknown"
-        assert "pci_revision, which the policy compares, is not shown" in found.message
+        assert found.message == "pci_revision: the policy compares it, and the target does not show it"
+        assert decide(supply(showing(), self.POLICY), supply(dumb, self.POLICY), ALLOWING).compatible
         other = Policy(supplied_compatible=(*self.POLICY.supplied_compatible, {"pci_revision": "a1"}))
         assert decide(supply(showing(), other), supply(dumb, other)).compatible
+
+    def test_what_is_known_not_to_match_is_not_unknown(self) -> None:
+        policy = Policy(
+            supplied_compatible=({"pci_id": "{self:pci_id}", "pci_revision": "{self:pci_revision}"},)
+        )
+        dumb = Declaration(Kind.PHYSICAL, shown={**SELF, "pci_id": "8086ffff"})
+        found = decide(supply(showing(), policy), supply(dumb, policy), ALLOWING)
+        assert (found.compatible, found.reason) == (False, "ApiSpecificMismatch")
+
+    def test_a_target_that_shows_nothing_is_unknown(self) -> None:
+        nothing = Declaration(Kind.PHYSICAL)
+        policy = Policy(supplied_compatible=({"type": "{self:type}", "pci_id": "{self:pci_id}"},))
+        assert decide(supply(showing(), policy), supply(nothing, policy)).reason == "Unknown"
 
     def test_what_only_the_source_does_not_show_is_missing(self) -> None:
         found = decide(

@@ -280,7 +280,7 @@ def test_no_two_policies_of_the_catalogue_select_the_same_device() -> None:
     ("name", "device", "governs"),
     [
         ("mine", {"driver": "xe-vfio-pci", "vendor": "8086"}, True),
-        ("mine", {"vendor": "8086"}, False),
+        ("mine", {"vendor": "8086"}, True),
         ("a-mine", {"vendor": "8086"}, True),
         ("a-mine", {}, False),
     ],
@@ -288,7 +288,10 @@ def test_no_two_policies_of_the_catalogue_select_the_same_device() -> None:
 )
 def test_when_an_admins_own_policy_governs_instead(name: str, device: dict[str, str], governs: bool) -> None:
     spec = {"selector": {"device": device}, "unknown": "Allow"}
-    policies = [policy_of(raw("xe")), policy_of({"metadata": {"name": name}, "spec": spec})]
+    ours = policy_of(raw("xe"))
+    # As the operator puts it there.
+    ours.metadata.labels = {names.MANAGED_BY: names.OPERATOR}
+    policies = [ours, policy_of({"metadata": {"name": name}, "spec": spec})]
     other = {**BMG, "pci_revision": "02"}
     found = answer(
         policies, published("n1", Kind.PHYSICAL, BMG, held=True), published("n2", Kind.PHYSICAL, other)

@@ -44,10 +44,13 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One entry of ``compatible``: attribute patterns, all of which must match (§3).
 
     A malformed entry has a ``problem`` and keeps its place, because verdicts name entries by index (§4).
+    ``unknown``: attributes that an entry supplied by a policy compares with the device's own, which it does
+    not show; nobody can tell whether they match.
     """
 
     attributes: dict[str, str] = {}
     problem: str = ""
+    unknown: tuple[str, ...] = ()
 
 
 class Acceptance(msgspec.Struct, frozen=True, omit_defaults=True):

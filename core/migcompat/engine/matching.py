@@ -51,6 +51,10 @@ class Rules(msgspec.Struct, frozen=True):
     dynamic: frozenset[str]
     off: Mapping[str, frozenset[str | None]]
 
+    def without(self, names: tuple[str, ...]) -> Rules:
+        """The same, with *names* ignored too."""
+        return msgspec.structs.replace(self, ignored=self.ignored.union(names)) if names else self
+
 
 class Outcome(msgspec.Struct, frozen=True):
     """How far one entry got: ``stage`` is the one that failed, or STAGE_ALL with the match's results."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import msgspec
 
 from migcompat.engine.attributes import MAX_ENTRIES, MUST, Draft, canonical_name, checked_self
-from migcompat.engine.declaration import Acceptance, Declaration, Presence, SelfSet
+from migcompat.engine.declaration import Acceptance, Declaration, Entry, Presence, SelfSet
 from migcompat.engine.templates import TemplateError, understand
 
 
@@ -115,7 +115,8 @@ def supply(declaration: Declaration, policy: Policy) -> Declaration:
     because it lacks a must attribute, but no other malformed and no unreadable one. What the policy does not
     supply itself is taken from what the device shows: must attributes, and those that the policy's entries
     name. Entries are appended, whatever became of the device's own; in them ``{self:<attribute>}`` stands for
-    the device's own value, and where it has none, nobody can tell what it accepts (``Unknown``).
+    the device's own value, and where it has none, nobody can tell whether the entry matches (``Unknown``),
+    unless something else in it does not.
     """
     if not (policy.supplied_self or policy.supplied_compatible):
         return declaration
@@ -164,21 +165,22 @@ def _shown(shown: Mapping[str, str], policy: Policy) -> dict[str, str]:
 
 def _extended(accepts: Acceptance, own: SelfSet, policy: Policy) -> Acceptance:
     """*accepts* with the policy's entries, for a device that is *own*."""
-    entries = list(accepts.entries)
-    presence, problem = accepts.presence, accepts.problem
     known = own.attributes if own.presence is Presence.PRESENT else {}
-    for attributes in policy.supplied_compatible:
-        unknown = sorted({n for value in attributes.values() for n in _OWN.findall(value)} - known.keys())
-        if unknown:
-            presence = Presence.UNREADABLE
-            problem = problem or f"its {unknown[0]}, which the policy compares, is not shown"
-            continue
-        entry = _drafted(_resolved(attributes, known), literal=False).entry()
-        if entry is not None:
-            entries.append(entry)
-    if presence is Presence.ABSENT and entries:
-        presence = Presence.PRESENT
-    return msgspec.structs.replace(accepts, entries=tuple(entries), presence=presence, problem=problem)
+    added = [_entry(attributes, known) for attributes in policy.supplied_compatible]
+    entries = (*accepts.entries, *(entry for entry in added if entry is not None))
+    presence = Presence.PRESENT if entries and accepts.presence is Presence.ABSENT else accepts.presence
+    return msgspec.structs.replace(accepts, entries=entries, presence=presence)
+
+
+def _entry(attributes: Mapping[str, str], own: Mapping[str, str]) -> Entry | None:
+    """A supplied entry for a device that is *own*; None for an empty one."""
+    unknown = {name for name, value in attributes.items() if set(_OWN.findall(value)) - own.keys()}
+    known = {name: value for name, value in attributes.items() if name not in unknown}
+    entry = _drafted(_resolved(known, own), literal=False).entry()
+    if not unknown:
+        return entry
+    names = tuple(sorted(map(canonical_name, unknown)))
+    return msgspec.structs.replace(entry or Entry(), unknown=names)
 
 
 def _resolved(attributes: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:

@@ -112,17 +112,23 @@ def _best(ours: SelfSet, own: SelfSet, target: Declaration, policy: Policy, rule
         why = next(iter(problems.values()), target.accepts.problem) or "it accepts nothing"
         message = f"target has no usable compatible entry: {why}"
         return Verdict(False, Reason.NO_COMPATIBLE_ENTRY, message)
-    matcher = Matcher(
-        ours.attributes,
-        own if own.presence is Presence.PRESENT else None,
-        target.kind,
-        ruled,
-    )
+    itself = own if own.presence is Presence.PRESENT else None
     outcomes: list[tuple[int, Outcome]] = []
+    untold: tuple[int, str] | None = None
     for index, entry in usable.items():
-        outcomes.append((index, matcher.match(entry)))
-        if outcomes[-1][1].stage == STAGE_ALL:
+        unknown = target.accepts.entries[index].unknown
+        matcher = Matcher(ours.attributes, itself, target.kind, ruled.without(unknown))
+        outcome = matcher.match(entry)
+        if unknown and (outcome.stage == STAGE_ALL or outcome.reason is Reason.MALFORMED_SELF):
+            # All that is known of it matches.
+            untold = untold or (index, unknown[0])
+            continue
+        outcomes.append((index, outcome))
+        if outcome.stage == STAGE_ALL:
             break
+    if untold and not (outcomes and outcomes[-1][1].stage == STAGE_ALL):
+        message = f"{untold[1]}: the policy compares it, and the target does not show it"
+        return msgspec.structs.replace(_unknown(Reason.UNKNOWN, message, policy), entry=untold[0])
     index, outcome = max(outcomes, key=lambda pair: pair[1].stage)
     return Verdict(
         outcome.stage == STAGE_ALL,

@@ -34,7 +34,8 @@ class _Rule(msgspec.Struct, frozen=True):
     name: str
     spec: CompatibilityPolicySpec
     key: str
-    specificity: int
+    precedence: tuple[int, bool]
+    """How many keys are given; of equally many, what people wrote comes before the catalogue."""
 
     def selects(self, facts: Facts, labels: Mapping[str, str]) -> bool:
         device = self.spec.selector.device
@@ -63,10 +64,9 @@ class PolicySet:
                 continue
             device = spec.selector.device
             given = (device.driver, device.type, device.device_api, device.vendor)
-            rules.append(
-                _Rule(name, spec, digest(spec), sum(map(bool, given)) + len(spec.selector.node_labels))
-            )
-        self._rules = sorted(rules, key=lambda r: (-r.specificity, r.name))
+            keys = sum(map(bool, given)) + len(spec.selector.node_labels)
+            rules.append(_Rule(name, spec, digest(spec), (-keys, item.is_of_catalogue)))
+        self._rules = sorted(rules, key=lambda r: (r.precedence, r.name))
         self._label_keys = sorted({key for rule in rules for key in rule.spec.selector.node_labels})
         self._memo: dict[tuple[Facts, tuple[str | None, ...]], Selected] = {}
 
@@ -80,7 +80,7 @@ class PolicySet:
                 found = DEFAULT
             else:
                 best = hits[0]
-                tied = tuple(r.name for r in hits if r.specificity == best.specificity)
+                tied = tuple(r.name for r in hits if r.precedence == best.precedence)
                 found = Selected(best.spec, best.key, best.name, tied if len(tied) > 1 else ())
             self._memo[key] = found
         return found
