@@ -171,6 +171,13 @@ def test_all_mistakes_are_told_at_once_in_their_order() -> None:
     assert [found.partition(" ")[0] for found in mistakes(text)] == ["2:9:", "4:5:", "5:9:"]
 
 
+def test_of_many_mistakes_the_text_has_the_first() -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        read("resources:\n" + "- {}\n" * 4)
+    assert len(raised.value.lines) == 8
+    assert str(raised.value) == "; ".join([*raised.value.lines[:5], "and 3 more"])
+
+
 def test_names_of_two_resources_must_differ() -> None:
     text = """\
         resources:

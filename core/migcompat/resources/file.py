@@ -18,6 +18,8 @@ from migcompat.resources.selection import KEYS, LOWERED, Configuration, Others, 
 
 LIMIT = 256 * 1024
 """Bytes of a file."""
+TOLD = 5
+"""Mistakes that an error's text has, which goes into logs and conditions."""
 
 _SCALARS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "timestamp"))
 """What counts as text: an unquoted id or address may look like a number (``8086``, ``0000:03:00.0``)."""
@@ -32,14 +34,18 @@ class Flaw(NamedTuple):
 
 
 class ConfigurationError(Exception):
-    """A file that cannot be used. ``lines``: each mistake as ``file:line:column: what, and what to do``."""
+    """A file that cannot be used. ``lines``: each mistake as ``file:line:column: what, and what to do``.
+
+    Its text has the first of them.
+    """
 
     def __init__(self, path: Path, flaws: Iterable[Flaw]) -> None:
         self.lines = tuple(
             f"{path}:{line}:{column}: {message}" if line else f"{path}: {message}"
             for line, column, message in flaws
         )
-        super().__init__("; ".join(self.lines))
+        more = [f"and {len(self.lines) - TOLD} more"] if len(self.lines) > TOLD else []
+        super().__init__("; ".join([*self.lines[:TOLD], *more]))
 
 
 def load(path: Path, domain: str = RESOURCE_DOMAIN) -> Configuration:
