@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import json
 import os
@@ -199,6 +200,30 @@ def test_values_that_the_documentation_names_exist(page: str) -> None:
     groups = "|".join(name for name, value in values.items() if isinstance(value, dict) and name != "image")
     for group, key in re.findall(rf"[` ]({groups})\.([a-zA-Z]+)(?=[`=])", (ROOT / page).read_text()):
         assert key in values[group], f"{page} names {group}.{key}"
+
+
+def defined_in(path: Path) -> set[str]:
+    """Names of the tests of a file; none if there is no such file."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = ast.walk(ast.parse(path.read_text())) if path.is_file() else ()
+    return {node.name for node in nodes if isinstance(node, functions) and node.name.startswith("test_")}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tests_that_the_documentation_names_exist(page: str) -> None:
+    for path, test in re.findall(r"([\w./-]+\.py)::(\w+)", (ROOT / page).read_text()):
+        assert test in defined_in(ROOT / path), f"{page} names {path}::{test}, which does not exist"
+
+
+def test_what_the_comparison_says_of_us_names_a_test() -> None:
+    page = (ROOT / "docs" / "reference" / "comparison.md").read_text()
+    tables = page.partition("## Where it was read")[0]
+    rows = [line for line in tables.splitlines() if re.match(r"\| (?!\|)", line)]
+    assert rows
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert len(cells) == 8, row
+        assert re.match(r"✔ `tests/[\w/]+\.py::test_\w+`|✘", cells[-1]), f"neither a test nor a no: {row}"
 
 
 def test_selinux_is_said_where_it_bites() -> None:
