@@ -55,9 +55,9 @@ bench: venv  ## figures, as ratios against baselines of the same run
 
 lock: venv  ## resolve the dependencies anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		pyproject.toml -o requirements.lock
+		pyproject.toml --extra nvml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		pyproject.toml --group dev -o requirements-dev.lock
+		pyproject.toml --extra nvml --group dev -o requirements-dev.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--constraints requirements-dev.lock --group build -o requirements-build.lock
 

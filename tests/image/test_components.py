@@ -12,6 +12,7 @@ import pytest
 from tests.cluster.certificates import Authority
 from tests.image.conftest import Start
 from tests.image.container import Container, Volume
+from tests.support import nvml
 from tests.support.sysfs import add_migration, unpack
 
 HEALTH = "127.0.0.1:8080"
@@ -255,3 +256,18 @@ def needs_nothing_of(container: Container, *packages: str) -> None:
     imported = {name.split(".")[0] for name in container.imported()}
     assert {"migcompat", "msgspec"} <= imported
     assert imported & set(packages) == set()
+
+
+def test_nvidias_library_of_a_host_can_be_asked(start: Start, shared: Path) -> None:
+    """By the Python package of the image."""
+    stub = nvml.Stub(shared, nvml.build(shared))
+    container = start(
+        *("python3", "-P", "-m", "migcompat.nvml.program"),
+        *(f"/host/nvidia/{nvml.NAME}", json.dumps([["driver_version"], ["vgpu_versions"]])),
+        volumes={"/host/nvidia": Volume(shared)},
+        environment={"NVML_STUB": f"/host/nvidia/{stub.file.name}"},
+    )
+    assert container.wait(PATIENCE) == 0, container.output()
+    answers = [json.loads(line) for line in container.output().splitlines()]
+    versions = [list(nvml.SUPPORTED)] * 2
+    assert answers == [{"value": None}, {"value": nvml.DRIVER}, {"value": versions}]

@@ -14,12 +14,12 @@ from tests.cluster.binaries import build
 from tests.cluster.controlplane import ClusterError
 from tests.kernel import image as kernel
 from tests.node import debian, images, needs, run
-from tests.support import longrun
+from tests.support import longrun, nvml
 
 PARTS: dict[str, Callable[[], object]] = {
     "Kubernetes, etcd, helm": build.binaries,
     "kubelet, kube-proxy": build.node_binaries,
-    "Debian packages": lambda: debian.need(needs.COMMANDS),
+    "Debian packages": lambda: debian.need({**needs.COMMANDS, **nvml.TOOLS}),
     "launcher's image": images.launcher,
     "product's image": product.image,
     "kernel and its guest": kernel.image,
