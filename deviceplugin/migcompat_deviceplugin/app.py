@@ -15,6 +15,7 @@ from migcompat.httpserver import serve_health
 from migcompat.kube.client import Client
 from migcompat.kubelet.directories import Directories
 from migcompat.kubelet.podresources import PodResources
+from migcompat.nvml.gpus import Nvml
 from migcompat.sysfs.uevents import Listener, listen, tell_of
 from migcompat.vfio.calls import Calls
 
@@ -66,6 +67,8 @@ class Settings(msgspec.Struct, frozen=True):
     scan_interval: float = 5.0
     health_bind: str = "0.0.0.0:8080"
     allow_loosening: bool = False
+    nvml: bool = False
+    nvml_library: str = ""
 
 
 class Agent:
@@ -96,7 +99,12 @@ class Agent:
         self._probes = Probes(self.poller, asker, self._amend)
         self._config = ConfigFile(settings.config, settings.resource_domain)
         self.sysfs = Sysfs(
-            settings.sysfs_root, self._config, self._probes, settings.dev, held=self.state.may_be_held
+            settings.sysfs_root,
+            self._config,
+            self._probes,
+            settings.dev,
+            held=self.state.may_be_held,
+            nvml=Nvml(settings.nvml_library) if settings.nvml else None,
         )
         inquiry = Inquiry(client, settings.node_name, allow_loosening=settings.allow_loosening)
         self._guard = Guard(self.poller, inquiry, self.sysfs, self._probes)

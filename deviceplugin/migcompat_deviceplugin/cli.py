@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,14 @@ from migcompat_deviceplugin.app import Settings, run
 from migcompat_deviceplugin.devnodes import DevDir
 
 log = logging.getLogger(__name__)
+
+
+class UseNvml(enum.StrEnum):
+    """Whether NVIDIA's library is asked about GPUs."""
+
+    AUTO = "auto"
+    OFF = "off"
+
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -62,6 +71,12 @@ def serve(  # noqa: PLR0917 - typer makes flags of them
     allow_loosening: Annotated[
         bool, typer.Option(help="Let annotations of VMs make the checks laxer (mode: ignore, cross-type).")
     ] = False,
+    nvml: Annotated[
+        UseNvml, typer.Option(help="Ask NVIDIA's library about GPUs, where it is there, or never.")
+    ] = UseNvml.AUTO,
+    nvml_library: Annotated[
+        str, typer.Option(help="Path of libnvidia-ml.so.1; default: where the dynamic linker finds it.")
+    ] = "",
     log_level: Annotated[str, typer.Option(help=f"One of {', '.join(logs.LEVELS)}.")] = "info",
 ) -> None:
     """Serve this node's VFIO devices to the kubelet, publish what they are, and guard migration targets."""
@@ -85,6 +100,8 @@ def serve(  # noqa: PLR0917 - typer makes flags of them
         scan_interval=scan_interval,
         health_bind=health_bind,
         allow_loosening=allow_loosening,
+        nvml=nvml is UseNvml.AUTO,
+        nvml_library=nvml_library,
     )
     try:
         asyncio.run(run(settings, kubeconfig))

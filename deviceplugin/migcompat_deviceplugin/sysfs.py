@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 from migcompat.api.vfionode import Device as PublishedDevice
+from migcompat.nvml.gpus import Nvml
 from migcompat.sysfs.appearance import Appearance, appearance
 from migcompat.sysfs.scan import BUSES, FoundDevice, ScanError, ScanProblem, ScanResult, scan
 
@@ -98,7 +99,7 @@ class Sysfs:
     """The node's sysfs below *root*. ``last`` is the newest inventory, ``seconds`` how long its scan took.
 
     Pools are those of *config*; ``loaded`` is what the newest scan found there. *held*: see
-    :data:`~migcompat_deviceplugin.inventory.Held`.
+    :data:`~migcompat_deviceplugin.inventory.Held`. *nvml* adds to what NVIDIA's devices show.
     """
 
     def __init__(
@@ -107,7 +108,9 @@ class Sysfs:
         config: ConfigFile | None = None,
         observer: Observer | None = None,
         dev: DevDir | None = None,
+        *,
         held: Held | None = None,
+        nvml: Nvml | None = None,
     ) -> None:
         self.root = root
         self.dev = dev or DevDir()
@@ -117,6 +120,7 @@ class Sysfs:
         self.loaded = Loaded()
         self._config = config or ConfigFile()
         self._observer = observer
+        self._nvml = nvml
         self._held = held or (lambda _resource, _id: False)
         self._asked_for: dict[str, float] = {}
         self._newest: Look | None = None
@@ -191,7 +195,10 @@ class Sysfs:
         if unlisted:
             # No device found is not the same as no device there.
             raise OSError("; ".join(f"{problem.path} {problem.message}" for problem in unlisted))
-        devices = (*map(self.dev.checked, result.devices), *self._kept(result))
+        found = result.devices
+        if self._nvml is not None:
+            found = self._nvml.completed(self.root, found)
+        devices = (*map(self.dev.checked, found), *self._kept(result))
         result = msgspec.structs.replace(result, devices=devices)
         appearances = {device.id: appearance(self.root, device.path) for device in devices}
         return Look(result, appearances, self._config.look())

@@ -13,6 +13,7 @@ import yaml
 
 from migcompat.api.names import RESOURCE_DOMAIN
 from migcompat.engine.declaration import Acceptance, Declaration, Kind, Presence
+from migcompat.nvml.gpus import Nvml
 from migcompat.resources.file import ConfigurationError, load
 from migcompat.resources.naming import check_domain
 from migcompat.resources.selection import Configuration, DeviceKind, device_kind
@@ -20,6 +21,9 @@ from migcompat.sysfs.scan import FoundDevice, ScanError, ScanResult
 from migcompat.sysfs.scan import scan as scan_tree
 
 EXIT_UNUSABLE_ARGUMENTS = 2
+
+NVML_PATIENCE = 60.0
+"""Seconds in which NVML has answered, or its deadlines have passed."""
 
 _HEADER = ("DEVICE", "KIND", "TYPE", "DRIVER", "PARENT", "NUMA", "GROUP", "VFIO-DEV", "RESOURCE", "DECLARES")
 _KINDS = {DeviceKind.MDEV: "mdev", DeviceKind.VF: "VF", DeviceKind.FUNCTION: "function"}
@@ -41,13 +45,17 @@ def command(app: typer.Typer) -> None:
     app.command("scan")(scan)
 
 
-def scan(
+def scan(  # noqa: PLR0917 - typer makes flags of them
     sysfs: Annotated[Path, typer.Option(help="Where sysfs is mounted.")] = Path("/sys"),
     output: Annotated[Output, typer.Option("--output", "-o", help="Output format.")] = Output.TEXT,
     config: Annotated[
         Path | None, typer.Option(help="File that says which resource takes which device; default: none.")
     ] = None,
     resource_domain: Annotated[str, typer.Option(help="Domain of the resources' names.")] = RESOURCE_DOMAIN,
+    nvml: Annotated[bool, typer.Option("--nvml", help="Ask NVIDIA's library about GPUs, too.")] = False,
+    nvml_library: Annotated[
+        str, typer.Option(help="Path of libnvidia-ml.so.1; default: where the dynamic linker finds it.")
+    ] = "",
 ) -> None:
     """List the VFIO devices of this machine and what each says about its migration."""
     try:
@@ -61,6 +69,8 @@ def scan(
     except (ScanError, OSError, ValueError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(EXIT_UNUSABLE_ARGUMENTS) from error
+    if nvml:
+        result = _with_nvml(sysfs, result, Nvml(nvml_library))
     if output is Output.JSON:
         document = msgspec.json.format(msgspec.json.encode(as_plain(sysfs, result, configuration)), indent=2)
         typer.echo(document.decode())
@@ -68,6 +78,14 @@ def scan(
         typer.echo(yaml.safe_dump(as_plain(sysfs, result, configuration), sort_keys=False), nl=False)
     else:
         typer.echo(as_text(sysfs, result, configuration))
+
+
+def _with_nvml(sysfs: Path, result: ScanResult, nvml: Nvml) -> ScanResult:
+    """*result* with what NVML adds; what it cannot say goes to stderr."""
+    devices = nvml.completed(sysfs, result.devices, NVML_PATIENCE)
+    for problem in nvml.problems:
+        typer.echo(f"NVML: {problem}", err=True)
+    return msgspec.structs.replace(result, devices=devices)
 
 
 def as_plain(sysfs: Path, result: ScanResult, configuration: Configuration) -> dict[str, Any]:
