@@ -71,6 +71,7 @@ def test_the_programs_know_the_flags_they_are_given(binaries: Binaries, componen
     flags = (
         *("--set", "allowLoosening=true,extender.preemptibleRejections=true,webhook.failurePolicy=Fail"),
         *("--set-json", 'devicePlugin.config={"resources": []}'),
+        *("--set", "devicePlugin.privileged=true,devicePlugin.nvml.hostPath=/usr/lib64"),
     )
     (container,) = pod_specs(render(binaries, *flags))[component]["containers"]
     program = Path(sys.executable).parent / container["command"][0]
@@ -133,6 +134,23 @@ def test_the_agent_gets_the_selinux_type_that_is_asked_for(binaries: Binaries) -
 
     assert options() is None
     assert options("--set", "devicePlugin.seLinuxType=spc_t") == {"type": "spc_t"}
+
+
+def test_an_agent_gets_nvidias_library_where_it_may_use_it(binaries: Binaries) -> None:
+    plain = pod_specs(render(binaries))["device-plugin"]
+    assert "--nvml=off" in arguments(plain)
+    assert "nvidia" not in {volume["name"] for volume in plain["volumes"]}
+
+    library = "driver/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"
+    values = f"privileged=true,nvml.hostPath=/run/nvidia,nvml.library={library}"
+    flags = ",".join(f"devicePlugin.{value}" for value in values.split(","))
+    spec = pod_specs(render(binaries, "--set", flags))["device-plugin"]
+    assert not [argument for argument in arguments(spec) if argument.startswith("--nvml=")]
+    (mount,) = (mount for mount in spec["containers"][0]["volumeMounts"] if mount["name"] == "nvidia")
+    assert (mount["readOnly"], mount["mountPropagation"]) == (True, "HostToContainer")
+    assert f"--nvml-library={mount['mountPath']}/{library}" in arguments(spec)
+    (volume,) = (volume for volume in spec["volumes"] if volume["name"] == "nvidia")
+    assert volume["hostPath"] == {"path": "/run/nvidia", "type": "DirectoryOrCreate"}
 
 
 def test_an_agent_that_may_open_devices_is_privileged_and_nothing_that_kubernetes_refuses_beside_it(
@@ -427,6 +445,9 @@ def test_what_can_be_left_out(binaries: Binaries, value: str, kinds: set[str]) -
 
 
 CONTRADICTIONS = {
+    "devicePlugin.nvml.hostPath=/usr/lib64": (
+        "devicePlugin.nvml.hostPath and devicePlugin.privileged=false: NVML opens /dev/nvidiactl"
+    ),
     "bindAddress=127.0.0.1": "bindAddress=127.0.0.1: nobody outside a pod could reach it",
     "bindAddress=localhost": "bindAddress=localhost: nobody outside a pod could reach it",
     "bindAddress=[::1]": "bindAddress=[::1]: nobody outside a pod could reach it",
@@ -471,6 +492,7 @@ def test_all_contradictions_are_told_at_once(binaries: Binaries) -> None:
         "crds.install=false",
         "crds.install=false,crds.keep=true",
         "devicePlugin.privileged=true,devicePlugin.seLinuxType=spc_t",
+        "devicePlugin.privileged=true,devicePlugin.nvml.hostPath=/usr/lib64",
         r"operator.podLabels.app\.kubernetes\.io/team=mine",
     ],
 )
@@ -487,6 +509,8 @@ BAD_VALUES = {
     "devicePlugin.scanInterval=3601": "/devicePlugin/scanInterval",
     "devicePlugin.maxUnavailable=0": "/devicePlugin/maxUnavailable",
     "devicePlugin.privileged=yes": "/devicePlugin/privileged",
+    "devicePlugin.nvml.hostPath=lib64": "/devicePlugin/nvml/hostPath",
+    "devicePlugin.nvml.library=/usr/lib64/libnvidia-ml.so.1": "/devicePlugin/nvml/library",
     "devicePlugin.maxUnavailabel=1": "additional properties 'maxUnavailabel' not allowed",
     "extender.replicas=two": "/extender/replicas",
     "extender.url=http://insecure": "/extender/url",
