@@ -37,7 +37,7 @@ from migcompat_deviceplugin.server import ResourceServer
 from migcompat_deviceplugin.state import State
 from migcompat_deviceplugin.status import consequence
 from migcompat_deviceplugin.sysfs import Sysfs, SysfsError
-from migcompat_deviceplugin.wakeups import Wakeups
+from migcompat_deviceplugin.wakeups import News, Wakeups
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,12 @@ SWEEP = 12
 sends no event is an attribute, and who hands a device out reads it again."""
 CHECKPOINT = "kubelet_internal_checkpoint"
 """``kubeletDeviceManagerCheckpoint`` in pkg/kubelet/cm/devicemanager/manager.go."""
+GLANCED = 64
+"""Devices that events may name for a look at these alone; else all are looked at."""
+CALMED = 0.3
+"""Seconds without an event after which all devices are looked at: what was heard is a hint, not the truth."""
+GLANCES = 1.0
+"""Seconds after which they are in any case."""
 TOLD = 10
 """Devices whose problems one scan logs."""
 
@@ -107,8 +113,8 @@ class Agent:
             nvml=Nvml(settings.nvml_library) if settings.nvml else None,
         )
         inquiry = Inquiry(client, settings.node_name, allow_loosening=settings.allow_loosening)
-        self._guard = Guard(self.poller, inquiry, self.sysfs, self._probes)
         self._preferred = Preferred(self.state, inquiry)
+        self._guard = Guard(self.poller, inquiry, self.sysfs, self._probes, self._preferred.settle)
         self._departure = Departure(client, settings.namespace, settings.daemonset)
         self.publisher = Publisher(client, settings.node_name, self.state, recall=self._recall)
         self.manager = Manager(plugins, self.state, self._make_server, lambda: self._files.watched)
@@ -179,7 +185,7 @@ class Agent:
                     log.info("%s can be read again", self.sysfs.root)
                 _tell_configuration(self.sysfs.loaded, self.state.loaded)
                 self.state.set_loaded(self.sysfs.loaded)
-                self.state.set_inventory(self._probes.applied(inventory), self.sysfs.problems)
+                self._take_inventory(event)
                 problems = {id_: d.found.problem for id_, d in inventory.items() if d.found.problem}
                 unusable = _tell("unhealthy", problems, unusable, inventory, "healthy again")
                 found = flaws.find(inventory).problems
@@ -203,11 +209,41 @@ class Agent:
                     for problem in self.sysfs.problems:
                         log.warning("%s/%s: %s", self.sysfs.root, problem.path, problem.message)
             metrics.observe(self.state, len(self.sysfs.problems))
-            heard = await self._news(wakeups)
-            event = heard if event is None else event
+            news = await self._news(wakeups)
+            unseen = None if news is None else await self._glances(news, wakeups)
+            event = unseen if event is None else event
 
-    async def _news(self, wakeups: Wakeups) -> float | None:
-        """Return when a scan is due, with the loop's time of the event that says so, if one does."""
+    async def _glances(self, news: News, wakeups: Wakeups) -> float | None:
+        """Look at what events name, and only that, until no more come; a scan of all has to follow.
+
+        Returns the loop's time of the first event whose devices have not been looked at.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + GLANCES
+        while True:
+            named = self.sysfs.named(news.devpaths)
+            if not named or len(named) > GLANCED:
+                return news.at
+            try:
+                await self.sysfs.glance(named)
+                await self._probes.grace()
+            except SysfsError:
+                return news.at
+            self._take_inventory(news.at)
+            metrics.UEVENT_LAG_SECONDS.observe(loop.time() - news.at)
+            more = await wakeups.wait(CALMED)
+            if more is None:
+                return None
+            news = more
+            if loop.time() > end:
+                return news.at
+
+    def _take_inventory(self, event: float | None) -> None:
+        """What the newest look has shown is known now; *event*: the loop's time of what brought it about."""
+        self.state.set_inventory(self._probes.applied(self.sysfs.last), self.sysfs.problems, event)
+
+    async def _news(self, wakeups: Wakeups) -> News | None:
+        """Return when a scan is due, with the events that say so, if any do."""
         allocations = self.state.allocations
         for _ in range(self.intervals(listening=wakeups.listening)):
             event = await wakeups.wait(self.settings.scan_interval)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from migcompat.api.cluster import Pod
@@ -64,13 +64,24 @@ class _NotTold(Refusal):
 
 
 class Guard:
-    """Checks the devices of a pod against the VM that is to arrive in it."""
+    """Checks the devices of a pod against the VM that is to arrive in it.
 
-    def __init__(self, holders: Holders, inquiry: Inquiry, sysfs: Sysfs, probes: Asking) -> None:
+    *steered* is told which devices of a resource a target has: the pod's uid, the resource, the ids.
+    """
+
+    def __init__(
+        self,
+        holders: Holders,
+        inquiry: Inquiry,
+        sysfs: Sysfs,
+        probes: Asking,
+        steered: Callable[[str, str, Sequence[str]], None],
+    ) -> None:
         self._holders = holders
         self._inquiry = inquiry
         self._sysfs = sysfs
         self._probes = probes
+        self._steered = steered
 
     async def check(self, resource: str, ids: Sequence[str]) -> None:
         """Returns when a container may start with the devices *ids*; raises GuardRefusedError."""
@@ -99,6 +110,7 @@ class Guard:
             raise Refusal("PodUnknown", f"the pod cannot be read: {error}") from error
         if not pod.is_migration_target:
             return
+        self._steered(pod.metadata.uid, resource, ids)
         held = [key for key, ref in allocations.items() if ref == holder]
         name = f"pod {holder.namespace}/{holder.name}"
         try:

@@ -147,6 +147,7 @@ class Manager:
         try:
             await self._register(served, devices, kubelet)
         except (KubeletError, OSError) as error:
+            metrics.REGISTRATION_FAILURES.labels(served.resource).inc()
             served.registered_with = None
             served.retry_at = time.monotonic() + served.backoff.delay()
             too_old = isinstance(error, KubeletTooOldError)

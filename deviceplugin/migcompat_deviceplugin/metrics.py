@@ -17,7 +17,7 @@ DEVICES = Gauge(
     registry=REGISTRY,
 )
 ALLOCATED = Gauge(
-    "migcompat_agent_allocated_devices", "Devices that pods hold", ["resource"], registry=REGISTRY
+    "migcompat_agent_allocated_devices", "Devices that pods hold", ["resource", "kind"], registry=REGISTRY
 )
 PROBLEMS = Gauge(
     "migcompat_agent_scan_problems",
@@ -57,6 +57,18 @@ UEVENT_LAG_SECONDS = Histogram(
     buckets=(0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10),
     registry=REGISTRY,
 )
+PUBLISH_LAG_SECONDS = Histogram(
+    "migcompat_agent_publish_lag_seconds",
+    "Time from an event of the kernel until the API server has what it changed",
+    buckets=(0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10, 30),
+    registry=REGISTRY,
+)
+PUBLISHES = Counter("migcompat_agent_publishes", "Writes of the VFIONode that went well", registry=REGISTRY)
+PUBLISH_FAILURES = Counter(
+    "migcompat_agent_publish_failures",
+    "Times that the VFIONode or the Node's labels could not be read or written",
+    registry=REGISTRY,
+)
 PROBES = Counter(
     "migcompat_agent_migration_probes",
     "Devices asked whether they can migrate, by answer or by why there is none",
@@ -70,6 +82,30 @@ POD_RESOURCES_FAILURES = Counter(
 )
 REGISTRATIONS = Counter(
     "migcompat_agent_registrations", "Registrations with the kubelet", ["resource"], registry=REGISTRY
+)
+REGISTRATION_FAILURES = Counter(
+    "migcompat_agent_registration_failures",
+    "Registrations that the kubelet did not take",
+    ["resource"],
+    registry=REGISTRY,
+)
+STREAMS_ENDED = Counter(
+    "migcompat_agent_streams_ended",
+    "ListAndWatch streams that ended",
+    ["resource"],
+    registry=REGISTRY,
+)
+ALLOCATIONS = Counter(
+    "migcompat_agent_allocations",
+    "Calls of Allocate, by whether devices were handed out",
+    ["resource", "outcome"],
+    registry=REGISTRY,
+)
+STEERING = Counter(
+    "migcompat_agent_steering",
+    "Migration targets about to start, by whether they have the devices that were preferred for them",
+    ["outcome"],
+    registry=REGISTRY,
 )
 GUARD_REFUSALS = Counter(
     "migcompat_agent_guard_refusals", "Containers kept from starting", ["reason"], registry=REGISTRY
@@ -86,10 +122,10 @@ def observe(state: State, scan_problems: int) -> None:
     for labels, count in found.items():
         DEVICES.labels(*labels).set(count)
     ALLOCATED.clear()
-    ours = {(device.resource, id_) for id_, device in state.inventory.items()}
-    held = Count(resource for resource, id_ in state.allocations or {} if (resource, id_) in ours)
-    for resource, count in held.items():
-        ALLOCATED.labels(resource).set(count)
+    devices = ((pool, state.inventory.get(id_)) for pool, id_ in state.allocations or {})
+    held = Count((pool, d.found.kind.value) for pool, d in devices if d is not None and d.resource == pool)
+    for (resource, kind), count in held.items():
+        ALLOCATED.labels(resource, kind).set(count)
     PROBLEMS.set(scan_problems)
     CONFIGURATION_VALID.set(0 if state.loaded.problem else 1)
     AMBIGUOUS.set(sum(bool(device.claims) for device in state.inventory.values()))

@@ -21,6 +21,7 @@ from migcompat.api.vfionode import split
 from migcompat.fleet.migrant import Migrant
 from migcompat.kube.errors import ApiError
 
+from migcompat_deviceplugin import metrics
 from migcompat_deviceplugin.inquiry import Inquiry
 from migcompat_deviceplugin.inventory import Device
 from migcompat_deviceplugin.state import State
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 DEADLINE = 4.0
 """Seconds: the kubelet admits no other pod meanwhile."""
+REMEMBERED_SECONDS = 600.0
+"""How long what was chosen for a pod is remembered, for the count of hits."""
 SERVED_SECONDS = 30.0
 """How long a pod that was steered for is skipped: PodResources does not show it as a holder at once."""
 PODS_LIMIT = 8
@@ -43,6 +46,7 @@ class Preferred:
         self._inquiry = inquiry
         self._clock = clock
         self._served: dict[tuple[str, str], float] = {}
+        self._steered: dict[tuple[str, str], tuple[float, frozenset[str]]] = {}
 
     async def choose(
         self, resource: str, available: Sequence[str], must_include: Sequence[str], size: int
@@ -69,6 +73,8 @@ class Preferred:
         pending = await self._inquiry.pending_targets(resource)
         now = self._clock()
         self._served = {key: at for key, at in self._served.items() if now - at < SERVED_SECONDS}
+        recent = now - REMEMBERED_SECONDS
+        self._steered = {key: made for key, made in self._steered.items() if made[0] > recent}
         waiting = [pod for pod in pending if self._waits(pod, resource, size)]
         if not waiting:
             return []
@@ -83,11 +89,19 @@ class Preferred:
                 continue
             fit = fleet.fit(_narrowed(migrant, resource), self._inquiry.node_name)
             if fit.compatible and fit.free and fit.assignment:
-                self._served[(pod.metadata.uid, resource)] = self._clock()
                 chosen = [assigned.id for assigned in sorted(fit.assignment, key=lambda a: a.source)]
+                key = (pod.metadata.uid, resource)
+                self._served[key] = self._clock()
+                self._steered[key] = self._clock(), frozenset(chosen)
                 log.info("pod %s: preferring %s of %s", name, ", ".join(chosen), resource)
                 return chosen
         return []
+
+    def settle(self, uid: str, resource: str, ids: Sequence[str]) -> None:
+        """The pod *uid* has the devices *ids*: count whether they are those that were chosen for it."""
+        made = self._steered.pop((uid, resource), None)
+        if made is not None:
+            metrics.STEERING.labels("Hit" if made[1] >= set(ids) else "Miss").inc()
 
     def _waits(self, pod: Pod, resource: str, size: int) -> bool:
         """Whether *pod* may be the one that is asked for: it wants *size* devices and has none yet."""

@@ -18,6 +18,7 @@ from migcompat.kube.errors import ApiError, Conflict, NotFound
 from migcompat.kube.kinds import NODES, VFIONODES
 from migcompat.kubelet.podresources import Allocations
 
+from migcompat_deviceplugin import metrics
 from migcompat_deviceplugin.problems import Problem, Reason
 from migcompat_deviceplugin.state import State
 from migcompat_deviceplugin.status import build, conditions, label_patch, labels
@@ -66,6 +67,7 @@ class Publisher:
                 try:
                     await self.publish()
                 except ApiError as error:
+                    metrics.PUBLISH_FAILURES.inc()
                     self._forget()
                     if str(error) != self._state.publish_problem:
                         log.warning("cannot publish, trying again: %s", error)
@@ -96,7 +98,14 @@ class Publisher:
             conditions=told,
             now=now,
         )
-        await self._write(item, status)
+        event, self._state.event = self._state.event, None
+        try:
+            await self._write(item, status)
+        except ApiError:
+            self._state.event = self._state.event if event is None else event
+            raise
+        if event is not None:
+            metrics.PUBLISH_LAG_SECONDS.observe(asyncio.get_running_loop().time() - event)
         self._state.set_published(devices)
         await self._label(labels(status))
 
@@ -108,6 +117,7 @@ class Publisher:
                 self._node_name,
                 subresource="status",
             )
+            metrics.PUBLISHES.inc()
             log.info("published %d device(s), %s", len(status.devices), status.conditions[0].reason)
         self._item, self._written = item, status
 

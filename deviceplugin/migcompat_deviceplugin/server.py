@@ -15,6 +15,7 @@ from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2 as pb
 from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2_grpc as pb_grpc
 from migcompat.kubelet.registration import HEALTHY, UNHEALTHY
 
+from migcompat_deviceplugin import metrics
 from migcompat_deviceplugin.allocate import Refused, answer
 from migcompat_deviceplugin.devnodes import DevDir
 from migcompat_deviceplugin.inventory import Device
@@ -151,6 +152,7 @@ class ResourceServer(pb_grpc.DevicePluginServicer):
                     return
         finally:
             self.streams -= 1
+            metrics.STREAMS_ENDED.labels(self.resource).inc()
             self._ended()
 
     async def GetPreferredAllocation(
@@ -182,8 +184,10 @@ class ResourceServer(pb_grpc.DevicePluginServicer):
                 ids = list(asked.devices_ids)
                 response.container_responses.append(answer(self.resource, ids, now, self._dev))
         except (Refused, SysfsError) as error:
+            metrics.ALLOCATIONS.labels(self.resource, "Refused").inc()
             log.warning("%s: Allocate refused: %s", self.resource, error)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"migcompat: {error}")
+        metrics.ALLOCATIONS.labels(self.resource, "HandedOut").inc()
         self._allocated()
         return response
 

@@ -44,7 +44,8 @@ class State:
     ``boot_id``: of the running kernel, empty while it is not known; ``boot_problem``: why it is not, or why
     it does not count. ``inventory``: the newest scan, ``unreadable``: what it could not take for a device.
     ``scan_problem``: why the newest look at sysfs failed (then the inventory is an older one). ``scanned``:
-    whether there was any. ``allocations``: the newest PodResources answer, None before the first;
+    whether there was any. ``event``: the loop's time of the first event of the kernel that brought about what
+    is not published yet. ``allocations``: the newest PodResources answer, None before the first;
     ``allocations_problem`` why the newest call failed. ``loaded``: the configuration file. ``published``:
     devices whose publication the API server has confirmed, with their resources. ``registrations``: None for
     each resource that is registered with the kubelet, or why it is not.
@@ -59,6 +60,7 @@ class State:
         self.unreadable: tuple[ScanProblem, ...] = ()
         self.scanned = False
         self.scan_problem: Problem | None = None
+        self.event: float | None = None
         self.allocations: Allocations | None = None
         self.allocations_problem: Problem | None = None
         self.loaded = Loaded()
@@ -79,12 +81,15 @@ class State:
             self.boot_problem = problem
             self.to_publish.set()
 
-    def set_inventory(self, inventory: Inventory, unreadable: tuple[ScanProblem, ...] = ()) -> None:
-        """A scan went well."""
+    def set_inventory(
+        self, inventory: Inventory, unreadable: tuple[ScanProblem, ...] = (), event: float | None = None
+    ) -> None:
+        """A scan went well; *event*: the loop's time of the kernel's event that brought it about."""
         changed = inventory != self.inventory or self.scan_problem or not self.scanned
         self.inventory, self.scan_problem, self.scanned = inventory, None, True
         if changed:
             self.to_serve.set()
+            self.event = event if self.event is None else self.event
         if changed or unreadable != self.unreadable:
             self.unreadable = unreadable
             self.to_publish.set()

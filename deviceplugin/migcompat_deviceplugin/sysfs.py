@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -81,11 +81,37 @@ async def in_thread(work: Callable[[], T], deadline: float) -> T:
 
 
 class Look(NamedTuple):
-    """What one look at sysfs and at the configuration file has shown. ``appearances``: by device id."""
+    """What one look at sysfs and at the configuration file has shown, and how many seconds it took.
+
+    ``appearances``: by device id.
+    """
 
     result: ScanResult
     appearances: dict[str, Appearance]
     loaded: Loaded
+    seconds: float
+
+
+def _merged(whole: Look, names: frozenset[str], part: Look) -> Look:
+    """*whole* with what *part* shows of *names*; *whole* itself if that is nothing new."""
+    before = {device.id: device for device in whole.result.devices}
+    after = {device.id: device for device in part.result.devices}
+    others = tuple(p for p in whole.result.problems if p.path.rpartition("/")[2] not in names)
+    problems = (*others, *part.result.problems)
+    same = all(
+        before.get(name) == after.get(name) and whole.appearances.get(name) == part.appearances.get(name)
+        for name in names
+    )
+    if same and set(problems) == set(whole.result.problems):
+        return whole
+    kept = [device for id_, device in before.items() if id_ not in names]
+    appearances = {id_: seen for id_, seen in whole.appearances.items() if id_ not in names}
+    return Look(
+        ScanResult((*kept, *after.values()), problems),
+        {**appearances, **part.appearances},
+        whole.loaded,
+        whole.seconds,
+    )
 
 
 class Observer(Protocol):
@@ -93,6 +119,9 @@ class Observer(Protocol):
 
     def consider(self, inventory: Inventory, appearances: Mapping[str, Appearance]) -> Inventory:
         """*inventory* with more in it; *appearances* has all of its ids."""
+
+    def applied(self, inventory: Inventory) -> Inventory:
+        """*inventory*, which it has seen before, with what it knows by now."""
 
 
 class Sysfs:
@@ -133,13 +162,18 @@ class Sysfs:
         After it, :attr:`last` is what was found; after an error it is what it was before. One scan runs at a
         time: a hanging driver must not collect a thread for every caller.
         """
-        deadline = SCAN_DEADLINE if deadline is None else deadline
+        look = await self._read(self._look, SCAN_DEADLINE if deadline is None else deadline)
+        self.seconds = look.seconds
+        self.loaded = look.loaded
+        return self._learn(look)
+
+    async def _read(self, look: Callable[[], Look], deadline: float) -> Look:
+        """What *look* returns. Raises SysfsError."""
         try:
             async with asyncio.timeout(deadline), self._busy:
                 if self._stuck:
                     raise SysfsError(f"{self.root}: an earlier scan still hangs in some driver's attribute")
-                began = time.monotonic()
-                look = await in_thread(self._counted(self._look), deadline)
+                return await in_thread(self._counted(look), deadline)
         except TimeoutError:
             raise SysfsError(f"{self.root}: not read within {deadline:g} s") from None
         except SysfsError:
@@ -152,9 +186,9 @@ class Sysfs:
             # Whatever a tree of files can do to a scan, it must not end the process that guards migrations.
             log.exception("%s: the scan itself failed", self.root)
             raise SysfsError(f"{self.root}: {type(error).__name__}: {error}") from error
-        self.seconds = time.monotonic() - began
+
+    def _learn(self, look: Look) -> Inventory:
         self.problems = look.result.problems
-        self.loaded = look.loaded
         self._newest = look
         return self._take(look, self.last)
 
@@ -168,12 +202,50 @@ class Sysfs:
     async def reread(self, ids: list[str]) -> dict[str, Device]:
         """These devices as they are now; those that are gone are missing. Raises SysfsError.
 
-        A whole scan: what its neighbours are bound to decides whether a device is usable (IOMMU groups).
         Somebody is to have these devices, so none of them changes its pool now.
         """
         self._asked_for.update(dict.fromkeys(ids, time.monotonic()))
-        now = await self.scan(REREAD_DEADLINE)
+        now = await self.glance(ids)
         return {id_: now[id_] for id_ in ids if id_ in now}
+
+    async def glance(self, names: Iterable[str], deadline: float | None = None) -> Inventory:
+        """Like :meth:`scan`, but with a look at the devices *names* only, and what decides about them."""
+        deadline = REREAD_DEADLINE if deadline is None else deadline
+        if self._newest is None:
+            return await self.scan(deadline)
+        only = frozenset(names)
+        part = await self._read(lambda: self._look(only), deadline)
+        look = _merged(self._newest, only, part)
+        if look is not self._newest:
+            return self._learn(look)
+        if self._observer is not None:
+            self.last = self._observer.applied(self.last)
+        return self.last
+
+    def named(self, devpaths: Iterable[str]) -> set[str] | None:
+        """The devices that paths of the kernel's events name, and those that depend on them.
+
+        None if a path names none. A device that the newest scan found, or an entry of a bus, is meant by the
+        last component of the path that is its name.
+        """
+        named = set()
+        for devpath in devpaths:
+            parts = reversed(devpath.split("/"))
+            name = next((part for part in parts if part and self._is_name(part)), None)
+            if name is None:
+                return None
+            named.add(name)
+        groups = {
+            group for name in named if name in self.last and (group := self.last[name].found.iommu_group)
+        }
+        for id_, device in self.last.items():
+            found = device.found
+            if found.iommu_group in groups or found.physfn in named or found.parent in named:
+                named.add(id_)
+        return named
+
+    def _is_name(self, part: str) -> bool:
+        return part in self.last or any(os.path.lexists(self.root / bus / part) for bus in BUSES)
 
     def _take(self, look: Look, before: Inventory) -> Inventory:
         recently = time.monotonic() - SETTLING
@@ -189,8 +261,9 @@ class Sysfs:
     def _may_be_held(self, resource: str, id_: str) -> bool:
         return id_ in self._asked_for or self._held(resource, id_)
 
-    def _look(self) -> Look:
-        result = scan(self.root)
+    def _look(self, only: frozenset[str] | None = None) -> Look:
+        began = time.monotonic()
+        result = scan(self.root) if only is None else scan(self.root, only)
         unlisted = [problem for problem in result.problems if problem.path in BUSES]
         if unlisted:
             # No device found is not the same as no device there.
@@ -201,7 +274,8 @@ class Sysfs:
         devices = (*map(self.dev.checked, found), *self._kept(result))
         result = msgspec.structs.replace(result, devices=devices)
         appearances = {device.id: appearance(self.root, device.path) for device in devices}
-        return Look(result, appearances, self._config.look())
+        loaded = self._config.look() if only is None else self.loaded
+        return Look(result, appearances, loaded, time.monotonic() - began)
 
     def _kept(self, result: ScanResult) -> Iterator[FoundDevice]:
         """Devices of the scan before whose entries are there, but unreadable now: they are not gone."""

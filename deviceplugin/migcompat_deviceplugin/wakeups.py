@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import NamedTuple
 
 from migcompat.sysfs.uevents import Listener
 
@@ -11,10 +12,22 @@ from migcompat_deviceplugin import metrics
 
 log = logging.getLogger(__name__)
 
+SOON = 0.01
+"""Seconds after an event at which a look is due where there was none for ``CALM`` seconds before."""
+CALM = 1.0
 QUIET = 0.05
 """Seconds without a further event after which a look is worth while: one device's coming is many events."""
+DEVPATHS = 1024
+"""Paths of events that are kept apart."""
 AT_MOST = 0.5
 """Seconds after the first event at which a look is due however many follow."""
+
+
+class News(NamedTuple):
+    """Events heard: the loop's time of the first, and what they are about; empty if some were lost."""
+
+    at: float
+    devpaths: frozenset[str]
 
 
 class Wakeups:
@@ -29,6 +42,9 @@ class Wakeups:
         self._heard = asyncio.Event()
         self._first = 0.0
         self._latest = 0.0
+        self._before = 0.0
+        self._devpaths: set[str] = set()
+        self._lost = False
 
     @property
     def listening(self) -> bool:
@@ -47,8 +63,8 @@ class Wakeups:
             self._listener.close()
             self._listener = None
 
-    async def wait(self, seconds: float) -> float | None:
-        """Return when a look is due: the loop's time of the first event, None when *seconds* have passed."""
+    async def wait(self, seconds: float) -> News | None:
+        """Return when a look is due: what was heard, None when *seconds* have passed."""
         try:
             async with asyncio.timeout(seconds):
                 await self._heard.wait()
@@ -59,10 +75,14 @@ class Wakeups:
             await asyncio.sleep(pause)
             pause = self._pause()
         self._heard.clear()
-        return self._first
+        news = News(self._first, frozenset() if self._lost else frozenset(self._devpaths))
+        self._devpaths.clear()
+        self._lost = False
+        return news
 
     def _pause(self) -> float:
-        due = min(self._latest + QUIET, self._first + AT_MOST)
+        quiet = SOON if self._first - self._before > CALM else QUIET
+        due = min(self._latest + quiet, self._first + AT_MOST)
         return due - asyncio.get_running_loop().time()
 
     def _drain(self) -> None:
@@ -76,7 +96,11 @@ class Wakeups:
         metrics.UEVENTS.inc(heard.relevant)
         metrics.UEVENT_OVERRUNS.inc(heard.overruns)
         if heard:
-            self._latest = asyncio.get_running_loop().time()
+            before, self._latest = self._latest, asyncio.get_running_loop().time()
             if not self._heard.is_set():
-                self._first = self._latest
+                self._before, self._first = before, self._latest
                 self._heard.set()
+            self._devpaths |= heard.devpaths
+            self._lost |= bool(heard.overruns) or len(self._devpaths) > DEVPATHS
+            if self._lost:
+                self._devpaths.clear()

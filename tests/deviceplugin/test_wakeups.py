@@ -41,9 +41,9 @@ async def listening(kernel: FakeUevents) -> AsyncIterator[Wakeups]:
 async def woken(listening: Wakeups) -> float:
     """The time of the event that ends a wait which otherwise would be endless."""
     async with asyncio.timeout(20):
-        event = await listening.wait(NEVER)
-    assert event is not None
-    return event
+        news = await listening.wait(NEVER)
+    assert news is not None
+    return news.at
 
 
 def figure(name: str) -> float:
@@ -81,6 +81,7 @@ async def test_a_burst_of_events_is_one_wake_up(kernel: FakeUevents, listening: 
 async def test_events_that_follow_closely_put_the_wake_up_off(
     kernel: FakeUevents, listening: Wakeups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(wakeups, "SOON", 0.5)
     monkeypatch.setattr(wakeups, "QUIET", 0.5)
     monkeypatch.setattr(wakeups, "AT_MOST", NEVER)
     wait = asyncio.create_task(woken(listening))
@@ -96,6 +97,7 @@ async def test_events_that_follow_closely_put_the_wake_up_off(
 async def test_events_that_never_end_do_not_put_it_off_for_ever(
     kernel: FakeUevents, listening: Wakeups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(wakeups, "SOON", NEVER)
     monkeypatch.setattr(wakeups, "QUIET", NEVER)
     monkeypatch.setattr(wakeups, "AT_MOST", 0.2)
     wait = asyncio.create_task(woken(listening))
@@ -234,3 +236,48 @@ async def test_where_events_tell_of_all_that_is_well_scans_are_seldom(node: Worl
     async with node.running() as agent:
         await eventually(lambda: agent.state.scanned)
         assert agent.intervals(listening=True) == 1, "this tree is not the kernel's"
+
+
+async def test_a_device_that_an_event_names_is_looked_at_first_and_then_all(
+    node: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[frozenset[str] | None] = []
+    real = discovery.scan
+
+    def scan(root: Path, only: frozenset[str] | None = None) -> ScanResult:
+        looks.append(only)
+        return real(root, only)
+
+    monkeypatch.setattr(module, "scan", scan)
+    lags = figure("migcompat_agent_publish_lag_seconds_count")
+    writes = figure("migcompat_agent_publishes_total")
+    node.add(1)
+    async with node.running(scan_interval=NEVER) as agent:
+        await node.registered(count=1)
+        await eventually(lambda: agent.state.problem() is None)
+        looks.clear()
+        device = node.add(2)
+        node.uevents.send(message("add", "mdev", f"/{device.relative_to(node.sysfs)}"))
+        await eventually(lambda: len(node.vfionode.status.devices) == 2)
+        assert looks[0] == frozenset({uuid(2)})
+        await eventually(lambda: None in looks)
+        await node.registered(count=2)
+    assert figure("migcompat_agent_publish_lag_seconds_count") == lags + 1
+    assert figure("migcompat_agent_publishes_total") > writes
+
+
+async def test_events_that_are_lost_or_name_nothing_have_all_looked_at(
+    kernel: FakeUevents, listening: Wakeups
+) -> None:
+    kernel.send(message("add", "mdev", "/devices/a"))
+    kernel.fail(errno.ENOBUFS)
+    async with asyncio.timeout(20):
+        news = await listening.wait(NEVER)
+    assert news is not None
+    assert not news.devpaths
+    kernel.send(message("add", "mdev", "/devices/b"))
+    kernel.send(message("add", "vfio", "/devices/c"))
+    async with asyncio.timeout(20):
+        news = await listening.wait(NEVER)
+    assert news is not None
+    assert news.devpaths == {"/devices/b", "/devices/c"}

@@ -12,7 +12,7 @@ import pytest
 from migcompat.engine.declaration import Declaration, Kind
 from migcompat.sysfs import scan as discovery
 from migcompat.sysfs.found import Finds, FoundDevice
-from migcompat.sysfs.provider import Bus, Provider
+from migcompat.sysfs.provider import Bus, Names, Provider
 from migcompat.sysfs.scan import PROVIDERS, scan
 from migcompat.sysfs.tree import Tree
 
@@ -29,8 +29,9 @@ class Card(NamedTuple):
     entry: str
 
 
-def candidates(tree: Tree, finds: Finds) -> Iterator[Card]:
-    yield from (Card(tree, f"{CARDS.path}/{name}") for name in tree.names(CARDS.path))
+def candidates(tree: Tree, finds: Finds, only: Names | None) -> Iterator[Card]:
+    names = (name for name in tree.names(CARDS.path) if only is None or name in only)
+    yield from (Card(tree, f"{CARDS.path}/{name}") for name in names)
 
 
 def read(card: Card) -> FoundDevice | None:

@@ -77,7 +77,7 @@ def test_only_the_kernels_relevant_messages_are_counted() -> None:
     messages.send(b"\xff garbled \0 SUBSYSTEM=mdev")
     messages.send(sender=4711)
     listener = messages.listener()
-    assert listener.drain() == Heard(relevant=2)
+    assert listener.drain() == Heard(2, 0, frozenset({"/devices/virtual/x/y"}))
     assert not listener.drain()
 
 
@@ -85,7 +85,7 @@ def test_an_overrun_is_told_and_reading_goes_on() -> None:
     messages = FakeUevents()
     messages.fail(errno.ENOBUFS)
     messages.send()
-    assert messages.listener().drain() == Heard(relevant=1, overruns=1)
+    assert messages.listener().drain() == Heard(1, 1, frozenset({"/devices/virtual/x/y"}))
 
 
 def test_a_message_longer_than_any_of_the_kernels_is_cut() -> None:
@@ -119,7 +119,7 @@ def test_a_storm_is_taken_in_portions() -> None:
             pass
 
     storm = Storm()
-    assert Listener(storm).drain() == Heard(relevant=DRAIN_LIMIT)
+    assert Listener(storm).drain() == Heard(DRAIN_LIMIT, 0, frozenset({"/devices/virtual/x/y"}))
     assert next(storm.numbers) == DRAIN_LIMIT
 
 

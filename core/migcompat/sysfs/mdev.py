@@ -18,7 +18,7 @@ from migcompat.engine.declaration import Kind
 from migcompat.sysfs import shown
 from migcompat.sysfs.declaration import read_declaration
 from migcompat.sysfs.found import Finds, FoundDevice, Vanished
-from migcompat.sysfs.provider import Bus, Provider
+from migcompat.sysfs.provider import Bus, Names, Provider
 from migcompat.sysfs.tree import Tree, printable
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -44,13 +44,15 @@ class Mdev(NamedTuple):
     type: Type
 
 
-def _candidates(tree: Tree, finds: Finds) -> Iterator[Mdev]:
+def _candidates(tree: Tree, finds: Finds, only: Names | None) -> Iterator[Mdev]:
     try:
         names = tree.names(BUS.path)
     except OSError as error:
         finds.problem(BUS.path, f"cannot be listed ({error.strerror}): no mdev is found")
         return
     for name in names:
+        if only is not None and name not in only:
+            continue
         entry = f"{BUS.path}/{name}"
         if not _UUID.fullmatch(name):
             finds.problem(printable(entry), "the name is not a UUID, so this is no mdev")

@@ -20,7 +20,7 @@ from migcompat.engine.declaration import Kind
 from migcompat.sysfs import shown
 from migcompat.sysfs.declaration import read_declaration
 from migcompat.sysfs.found import Finds, FoundDevice, Vanished
-from migcompat.sysfs.provider import Bus
+from migcompat.sysfs.provider import Bus, Names
 from migcompat.sysfs.tree import Tree, ancestors, printable
 
 ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
@@ -99,7 +99,7 @@ class Function(NamedTuple):
         return self.tree.exists(f"{self.entry}/physfn")
 
 
-def _candidates(tree: Tree, finds: Finds) -> Iterator[Function]:
+def _candidates(tree: Tree, finds: Finds, only: Names | None) -> Iterator[Function]:
     try:
         names = tree.names(BUS.path)
     except OSError as error:
@@ -107,22 +107,50 @@ def _candidates(tree: Tree, finds: Finds) -> Iterator[Function]:
         return
     neighbours = Neighbours({}, {}, {})
     functions: list[Function] = []
+    deciding = None if only is None else _deciding(tree, only)
     for name in names:
+        if deciding is not None and name not in deciding:
+            continue
+        asked = only is None or name in only
+        told = finds if asked else Finds()
         entry = f"{BUS.path}/{name}"
         notes: list[str] = []
         if not ADDRESS.fullmatch(name):
-            finds.problem(printable(entry), "the name is not a PCI address")
+            told.problem(printable(entry), "the name is not a PCI address")
             continue
         driver = neighbours.drivers[name] = tree.link(f"{entry}/driver", notes)
         function = Function(tree, name, entry, driver, tree.vfio_dev(entry, notes), notes, neighbours)
         if not function.of_vfio:
             if notes or not (driver or tree.is_directory(entry)):
-                finds.problem(entry, "; ".join(notes) or "the link is broken")
+                told.problem(entry, "; ".join(notes) or "the link is broken")
                 continue
             if driver not in HARMLESS_DRIVERS:
                 neighbours.hosts.setdefault(tree.link(f"{entry}/iommu_group", notes), []).append(name)
-        functions.append(function)
+        if asked:
+            functions.append(function)
     yield from functions
+
+
+def _deciding(tree: Tree, only: Names) -> Names | None:
+    """The functions that decide what is read of those named *only*: they, their PFs and all of their groups.
+
+    None for all functions: a group does not list a function that says it is in it. The kernel keeps both in
+    step (``iommu_group_add_device`` in ``drivers/iommu/iommu.c``).
+    """
+    deciding = set(only)
+    for name in only:
+        entry = f"{BUS.path}/{name}"
+        deciding.add(tree.link(f"{entry}/physfn", []))
+        group = tree.link(f"{entry}/iommu_group", [])
+        if group:
+            try:
+                members = tree.names(f"kernel/iommu_groups/{group}/devices")
+            except OSError:
+                return None
+            if name not in members:
+                return None
+            deciding.update(members)
+    return deciding
 
 
 BUS = Bus("bus/pci/devices", _candidates)

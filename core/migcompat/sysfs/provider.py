@@ -8,6 +8,7 @@ reads it. To add a kind, write its module and put its ``PROVIDER`` into ``PROVID
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from migcompat.sysfs.found import Finds, FoundDevice
@@ -24,17 +25,20 @@ class Candidate(Protocol):
 
 C = TypeVar("C", bound=Candidate)
 
+Names = AbstractSet[str]
+"""Names of entries, which are the ids of their devices."""
+
 
 class Bus(NamedTuple, Generic[C]):
     """Where devices are looked for.
 
     ``path``: directory with an entry a device, relative to the sysfs root. ``candidates``: all entries that
-    providers may claim; what is no candidate becomes a problem of the finds. A problem of ``path`` itself
-    says that nothing could be listed. Never raises for what it finds.
+    providers may claim, or those of the given names; what is no candidate becomes a problem of the finds. A
+    problem of ``path`` itself says that nothing could be listed. Never raises for what it finds.
     """
 
     path: str
-    candidates: Callable[[Tree, Finds], Iterable[C]]
+    candidates: Callable[[Tree, Finds, Names | None], Iterable[C]]
 
 
 class Provider(NamedTuple, Generic[C]):

@@ -13,7 +13,7 @@ from typing import Any
 
 from migcompat.sysfs import mdev, mdev_ap, mdev_ccw, pci_mdev, pci_mlx5, pci_nvidia, pci_vfio
 from migcompat.sysfs.found import Finds, FoundDevice, ScanProblem, ScanResult
-from migcompat.sysfs.provider import Provider
+from migcompat.sysfs.provider import Names, Provider
 from migcompat.sysfs.tree import Tree
 
 __all__ = ["BUSES", "FoundDevice", "ScanError", "ScanProblem", "ScanResult", "scan"]
@@ -37,12 +37,15 @@ class ScanError(ValueError):
     """The given root is no sysfs: nothing at all can be found."""
 
 
-def scan(sysfs_root: Path) -> ScanResult:
+def scan(sysfs_root: Path, only: Names | None = None) -> ScanResult:
     """All VFIO devices below *sysfs_root*, the mount point of a sysfs (normally ``/sys``).
 
     A device that cannot be used has a ``problem``; what cannot be taken for a device is a
     :class:`ScanProblem`; neither hides the other devices. Raises :class:`ScanError` when *sysfs_root* is no
     sysfs, and OSError when that cannot be found out.
+
+    With *only*, the devices and problems of these names, as a whole scan finds them, but with a look at no
+    more than them and what decides about them.
     """
     root = os.fspath(sysfs_root)
     for part in ("bus", "devices"):
@@ -55,7 +58,7 @@ def scan(sysfs_root: Path) -> ScanResult:
     finds = Finds()
     for bus in dict.fromkeys(provider.bus for provider in PROVIDERS):
         kinds = [provider for provider in PROVIDERS if provider.bus is bus]
-        for candidate in bus.candidates(tree, finds):
+        for candidate in bus.candidates(tree, finds, only):
             provider = next((provider for provider in kinds if provider.claims(candidate)), None)
             if provider is not None:
                 found = finds.look(candidate.entry, partial(provider.read, candidate))

@@ -71,10 +71,11 @@ class Uevent(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """How many events about VFIO devices were heard, and how often the kernel had to drop some."""
+    """How many events about VFIO devices were heard, of what, and how often the kernel had to drop some."""
 
     relevant: int = 0
     overruns: int = 0
+    devpaths: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.relevant or self.overruns)
@@ -123,6 +124,7 @@ class Listener:
         Counted are messages of the kernel (sender 0) about ``SUBSYSTEMS``; all others are ignored.
         """
         relevant = overruns = 0
+        devpaths = set()
         for _ in range(DRAIN_LIMIT):
             try:
                 message, (sender, _groups) = self._messages.recvfrom(MESSAGE_LIMIT)
@@ -134,8 +136,10 @@ class Listener:
                 overruns += 1
                 continue
             event = parse(message) if sender == 0 else None
-            relevant += event is not None and event.relevant
-        return Heard(relevant, overruns)
+            if event is not None and event.relevant:
+                relevant += 1
+                devpaths.add(event.devpath)
+        return Heard(relevant, overruns, frozenset(devpaths))
 
     def close(self) -> None:
         """Stop listening."""
