@@ -17,6 +17,7 @@ from migcompat.api.vfionode import PodRef
 from migcompat.engine.dynamic import may_be_dynamic
 from migcompat.fleet.intent import intent
 from migcompat.fleet.migrant import Mode
+from migcompat.fleet.refusal import GUARD_MARK
 from migcompat.kube.errors import ApiError
 from migcompat.kubelet.connection import KubeletError
 from migcompat.kubelet.podresources import Allocations
@@ -96,7 +97,7 @@ class Guard:
             return
         metrics.GUARD_REFUSALS.labels(refusal.reason).inc()
         log.warning("guard refuses %s of %s: %s", ", ".join(ids), resource, refusal)
-        raise GuardRefusedError(f"migcompat guard: {refusal}")
+        raise GuardRefusedError(f"{GUARD_MARK} {refusal}")
 
     async def _check(self, resource: str, ids: Sequence[str]) -> None:
         try:

@@ -48,7 +48,7 @@ class State:
     is not published yet. ``allocations``: the newest PodResources answer, None before the first;
     ``allocations_problem`` why the newest call failed. ``loaded``: the configuration file. ``published``:
     devices whose publication the API server has confirmed, with their resources. ``registrations``: None for
-    each resource that is registered with the kubelet, or why it is not.
+    each resource that is registered with the kubelet, or why it is not; ``served``: all that ever were.
 
     ``to_publish`` and ``to_serve`` wake the publisher and the manager.
     """
@@ -67,6 +67,7 @@ class State:
         self.published: frozenset[tuple[str, str]] = frozenset()
         self.publish_problem = "nothing has been published yet"
         self.registrations: dict[str, Problem | None] = {}
+        self.served: set[str] = set()
         self.to_publish = Signal()
         self.to_serve = Signal()
 
@@ -140,6 +141,7 @@ class State:
 
     def set_registrations(self, registrations: dict[str, Problem | None]) -> None:
         """Resources that are to be registered, each with the reason why it is not."""
+        self.served |= registrations.keys()
         if registrations != self.registrations:
             self.registrations = registrations
             self.to_publish.set()

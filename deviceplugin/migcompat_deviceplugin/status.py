@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 from migcompat import __version__
@@ -52,19 +52,42 @@ def ready(state: State) -> Condition:
 
 
 def devices_usable(state: State) -> Condition:
-    """The condition ``DevicesUsable``: whether each of the devices found may be handed out."""
-    if state.unreadable:
-        told = [f"{problem.path}: {problem.message}" for problem in state.unreadable]
-        title = f"{len(told)} name(s) in sysfs cannot be taken for a device"
-        return _wrong(DEVICES_USABLE, "Unreadable", title, told)
-    bad = {id_: d.found.problem for id_, d in sorted(state.inventory.items()) if d.found.problem}
-    if not bad:
+    """The condition ``DevicesUsable``: whether each device found, or held by a pod, may be handed out."""
+    wrong = [*_gone(state), *_unreadable(state), *_unhealthy(state)]
+    if not wrong:
         return Condition(DEVICES_USABLE, "True", "AllUsable", "")
-    without_nodes = any(problem.startswith(MISSING) for problem in bad.values())
-    told = [f"{id_}: {problem}" for id_, problem in bad.items()]
-    title = f"{len(bad)} of {len(state.inventory)} devices unhealthy"
-    reason = "DeviceNodesMissing" if without_nodes else "DevicesUnhealthy"
-    return _wrong(DEVICES_USABLE, reason, title, told)
+    message = ". ".join(condition.message for condition in wrong)
+    return msgspec.structs.replace(wrong[0], message=message[:MESSAGE_LIMIT])
+
+
+def _gone(state: State) -> Iterator[Condition]:
+    """Devices that pods hold, of resources of ours, and that are not there any more."""
+    told = [
+        f"{id_} of {resource}, held by {pod.namespace}/{pod.name}"
+        for (resource, id_), pod in sorted((state.allocations or {}).items())
+        if resource in state.served and id_ not in state.inventory
+    ]
+    if told and not state.scan_problem:
+        yield _wrong(
+            DEVICES_USABLE, "HeldDeviceGone", f"{len(told)} device(s) went while pods hold them", told
+        )
+
+
+def _unreadable(state: State) -> Iterator[Condition]:
+    told = [f"{problem.path}: {problem.message}" for problem in state.unreadable]
+    if told:
+        title = f"{len(told)} name(s) in sysfs cannot be taken for a device"
+        yield _wrong(DEVICES_USABLE, "Unreadable", title, told)
+
+
+def _unhealthy(state: State) -> Iterator[Condition]:
+    bad = {id_: d.found.problem for id_, d in sorted(state.inventory.items()) if d.found.problem}
+    if bad:
+        without_nodes = any(problem.startswith(MISSING) for problem in bad.values())
+        told = [f"{id_}: {problem}" for id_, problem in bad.items()]
+        title = f"{len(bad)} of {len(state.inventory)} devices unhealthy"
+        reason = "DeviceNodesMissing" if without_nodes else "DevicesUnhealthy"
+        yield _wrong(DEVICES_USABLE, reason, title, told)
 
 
 def declarations_valid(state: State) -> Condition:

@@ -99,10 +99,26 @@ async def test_what_cannot_be_read_of_single_devices_is_told(
 
         (node.sysfs / "bus/mdev/devices/no-uuid").symlink_to("../../../devices/nowhere")
         message = await reason(node, "Unreadable", "DevicesUsable")
-        assert message == (
+        assert message.startswith(
             "1 name(s) in sysfs cannot be taken for a device:"
-            " bus/mdev/devices/no-uuid: the name is not a UUID, so this is no mdev"
+            " bus/mdev/devices/no-uuid: the name is not a UUID, so this is no mdev."
+            f" 1 of 2 devices unhealthy: {uuid(2)}: "
         )
+
+
+async def test_a_device_that_goes_while_a_pod_holds_it_is_missed(node: World) -> None:
+    device = node.add(1)
+    async with node.running():
+        await node.registered()
+        await node.kubelet.admit("vms", "launcher", "compute", {POOL: 1})
+        await eventually(lambda: node.vfionode.status.devices[0].allocated_to)
+        (node.sysfs / "bus/mdev/devices" / uuid(1)).unlink()
+        shutil.rmtree(device)
+        message = await reason(node, "HeldDeviceGone", "DevicesUsable")
+        assert message == f"1 device(s) went while pods hold them: {uuid(1)} of {POOL}, held by vms/launcher"
+        await eventually(lambda: node.vfionode.status.devices == [])
+        node.kubelet.release("vms", "launcher")
+        await reason(node, "AllUsable", "DevicesUsable")
 
 
 async def test_declarations_that_are_not_understood_are_told(

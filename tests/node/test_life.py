@@ -146,6 +146,9 @@ def test_a_device_that_goes_while_a_vm_has_it_is_missed_until_it_comes_back(
             "its Node and its VFIONode say so",
         )
         cluster.wait(lambda: vms.answer(cluster, VM)[1:] == ("Unknown", "Unknown"), "nobody can say any more")
+        cluster.wait(
+            lambda: f"{device} of {POOL}, held by {vms.NAMESPACE}/{vm.pod}" in missed(cluster), "it is missed"
+        )
         vms.assert_lives(cluster, vm)
     finally:
         devices.add_device(host, number, "1.0.0")
@@ -355,6 +358,12 @@ def published(cluster: NodeCluster, node: str) -> list[str]:
     """The devices of the pool in the VFIONode."""
     found = cluster.plane.get("vfionode", node).get("status", {}).get("devices", ())
     return sorted(d["id"] for d in found if d["resource"] == POOL)
+
+
+def missed(cluster: NodeCluster) -> str:
+    """What the SUBJECT's agent says of devices that went while pods hold them."""
+    conditions = cluster.plane.get("vfionode", SUBJECT).get("status", {}).get("conditions", ())
+    return next((c["message"] for c in conditions if c["reason"] == "HeldDeviceGone"), "")
 
 
 def is_well(cluster: NodeCluster, node: str) -> bool:
