@@ -14,13 +14,11 @@ from migcompat.api.cluster import Pod
 from migcompat.fleet import stamp
 from migcompat.fleet.fleet import Fleet
 from migcompat.fleet.migrant import Mode
+from migcompat.fleet.refusal import guard_refusal
 
 from migcompat_operator import announcement as say
 from migcompat_operator.announcement import Announcement
 from migcompat_operator.answer import explain
-
-GUARD_MARK = "migcompat guard:"
-"""What the agent's refusals begin with; the kubelet puts its own words before it."""
 
 
 class TargetPlan(msgspec.Struct):
@@ -60,15 +58,6 @@ def reconcile_target(fleet: Fleet, pod: Pod) -> TargetPlan:
             text = explain(migrant, survey)
             plan.events = (Announcement(say.about_pod(pod), say.WARNING, say.NO_ACCEPTING_NODE, text, cause),)
     return plan
-
-
-def guard_refusal(pod: Pod) -> str:
-    """The guard's own sentence when one of the pod's containers waits because of it, else empty."""
-    for container in pod.status.container_statuses or ():
-        waiting = container.state.waiting
-        if waiting is not None and GUARD_MARK in waiting.message:
-            return waiting.message[waiting.message.index(GUARD_MARK) :]
-    return ""
 
 
 def _correct_stamp(pod: Pod, ours: str, plan: TargetPlan) -> None:
