@@ -22,6 +22,7 @@ from migcompat_extender.affinity import NodeAffinity
 from migcompat_extender.denial import denial
 from migcompat_extender.filter import NOT_READY
 from migcompat_extender.jsonpatch import Operation, add, remove, write
+from migcompat_extender.refusals import Refusals
 from migcompat_extender.settings import Settings
 from migcompat_extender.table import Tables
 from migcompat_extender.targets import may_be_ours, must_wait
@@ -45,12 +46,18 @@ class Admission:
     """Answers admission reviews. ``problem`` says why the fleet cannot be trusted now, or None."""
 
     def __init__(
-        self, fleet: Fleet, tables: Tables, problem: Callable[[], str | None], settings: Settings
+        self,
+        fleet: Fleet,
+        tables: Tables,
+        problem: Callable[[], str | None],
+        settings: Settings,
+        refusals: Refusals | None = None,
     ) -> None:
         self._fleet = fleet
         self._tables = tables
         self._problem = problem
         self._settings = settings
+        self._refusals = refusals or Refusals()
 
     def answer(self, body: bytes) -> tuple[bytes, str]:
         """The AdmissionReview for *body*, and the outcome to count (empty for dry runs).
@@ -97,9 +104,12 @@ class Admission:
                 )
                 return denied, "denied"
             else:
+                free = [node for node in survey.accepting if survey.fits[node].free]
+                avoided = self._refusals.nodes(migrant.uid)
+                chosen = [node for node in free if node not in avoided] or free
                 operations += affinity.require(
-                    [node for node in survey.accepting if survey.fits[node].free],
-                    _excluded(migrant, survey),
+                    chosen,
+                    sorted({*_excluded(migrant, survey), *(set(free) - set(chosen))}),
                     self._settings.max_names,
                     self._settings.max_affinity_bytes,
                 )

@@ -16,6 +16,7 @@ from migcompat.kube.client import Client
 
 from migcompat_extender.caches import Caches
 from migcompat_extender.metrics import Metrics
+from migcompat_extender.refusals import Refusals
 from migcompat_extender.server import make_app
 from migcompat_extender.settings import Settings
 from migcompat_extender.tls import Certificates
@@ -61,9 +62,10 @@ async def run(options: Options) -> None:
     fleet = Fleet(allow_loosening=options.settings.allow_loosening)
     metrics = Metrics()
     async with Client.from_environment(options.kubeconfig) as client:
-        caches = Caches(client, fleet, stale_after=options.stale_after)
+        refusals = Refusals()
+        caches = Caches(client, fleet, refusals, stale_after=options.stale_after)
         metrics.ready.set_function(lambda: float(caches.problem() is None))
-        app = make_app(fleet, caches.problem, options.settings, metrics)
+        app = make_app(fleet, caches.problem, options.settings, metrics, refusals)
         health = await serve_health(
             options.health_bind,
             lambda: None,

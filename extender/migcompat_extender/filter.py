@@ -9,24 +9,32 @@ from migcompat.api.cluster import Pod
 from migcompat.fleet.fleet import Fleet
 from migcompat.fleet.migrant import Mode
 
+from migcompat_extender.refusals import Refusals
 from migcompat_extender.settings import Settings
 from migcompat_extender.table import Tables
 from migcompat_extender.targets import must_wait
 from migcompat_extender.wire import FilterResult, NodeList, WireError, read_args
 
 NOT_READY = "CachesNotReady"
+GUARD_REFUSED = "GuardRefused: the guard there has just refused the VM, and other nodes would take it"
 
 
 class Filter:
     """Answers filter calls. ``problem`` says why the fleet cannot be trusted now, or None."""
 
     def __init__(
-        self, fleet: Fleet, tables: Tables, problem: Callable[[], str | None], settings: Settings
+        self,
+        fleet: Fleet,
+        tables: Tables,
+        problem: Callable[[], str | None],
+        settings: Settings,
+        refusals: Refusals | None = None,
     ) -> None:
         self._fleet = fleet
         self._tables = tables
         self._problem = problem
         self._settings = settings
+        self._refusals = refusals or Refusals()
 
     def answer(self, body: bytes) -> tuple[bytes, int, int]:
         """The response to *body*, and how many nodes passed and failed.
@@ -59,7 +67,11 @@ class Filter:
         if migrant is None or migrant.mode is not Mode.ENFORCE:
             return {}
         table = self._tables.of(migrant)
-        return {name: text for name in names if (text := table[name])}
+        failed = {name: text for name in names if (text := table[name])}
+        avoided = self._refusals.nodes(migrant.uid)
+        if avoided and any(name not in failed and name not in avoided for name in names):
+            failed |= {name: GUARD_REFUSED for name in names if name in avoided and name not in failed}
+        return failed
 
 
 def error_answer(error: WireError | str) -> bytes:

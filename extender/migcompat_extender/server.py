@@ -16,6 +16,7 @@ from migcompat_extender.explain import Explain, NotExplainable
 from migcompat_extender.filter import Filter, error_answer
 from migcompat_extender.metrics import Metrics
 from migcompat_extender.prioritize import Prioritize
+from migcompat_extender.refusals import Refusals
 from migcompat_extender.settings import Settings
 from migcompat_extender.table import Tables
 from migcompat_extender.wire import WireError
@@ -40,14 +41,19 @@ class _Endpoints:
     """The four handlers over one fleet."""
 
     def __init__(
-        self, fleet: Fleet, problem: Callable[[], str | None], settings: Settings, metrics: Metrics
+        self,
+        fleet: Fleet,
+        problem: Callable[[], str | None],
+        settings: Settings,
+        metrics: Metrics,
+        refusals: Refusals,
     ) -> None:
         tables = Tables(fleet)
         self._settings = settings
         self._metrics = metrics
-        self._filter = Filter(fleet, tables, problem, settings)
+        self._filter = Filter(fleet, tables, problem, settings, refusals)
         self._prioritize = Prioritize(fleet, problem)
-        self._admission = Admission(fleet, tables, problem, settings)
+        self._admission = Admission(fleet, tables, problem, settings, refusals)
         self._explain = Explain(fleet, problem)
         self._passed = metrics.nodes.labels("passed")
         self._rejected = metrics.nodes.labels("rejected")
@@ -112,10 +118,14 @@ def make_app(
     problem: Callable[[], str | None],
     settings: Settings | None = None,
     metrics: Metrics | None = None,
+    refusals: Refusals | None = None,
 ) -> web.Application:
-    """The application over *fleet*; *problem* says why the fleet cannot be trusted now, or None."""
+    """The application over *fleet*; *problem* says why the fleet cannot be trusted now, or None.
+
+    *refusals*: what guards have refused of late.
+    """
     settings, metrics = settings or Settings(), metrics or Metrics()
-    endpoints = _Endpoints(fleet, problem, settings, metrics)
+    endpoints = _Endpoints(fleet, problem, settings, metrics, refusals or Refusals())
     app = web.Application(middlewares=[_outermost(settings, metrics)])
     app.router.add_post("/filter", endpoints.filter)
     app.router.add_post("/prioritize", endpoints.prioritize)

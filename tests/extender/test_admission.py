@@ -13,6 +13,7 @@ from migcompat.api.meta import ObjectMeta
 from migcompat.fleet import stamp
 from migcompat.fleet.migrant import Mode
 from migcompat_extender.admission import Admission
+from migcompat_extender.refusals import Refusals
 from migcompat_extender.settings import Settings
 from migcompat_extender.table import Tables
 from migcompat_extender.wire import WireError
@@ -29,7 +30,7 @@ from tests.extender.world import (
     target,
     world,
 )
-from tests.support.fleets import POOL, declared, node, pod, vfionode, vmi
+from tests.support.fleets import POOL, declared, node, pod, refused, vfionode, vmi
 
 STALE = "no news from kube-apiserver for 120 s of: pods"
 
@@ -53,6 +54,26 @@ def test_only_nodes_with_accepting_devices_free_are_named() -> None:
     fleet = world({"n2": "1.1.0", "n3": "1.2.0", "n4": "1.3.0", "old": "1.0.0"}, used=["n2"])
     after = patched(target(), admitted(fleet, review(target())))
     assert required_terms(after) == [{"matchFields": [by_name("In", n)]} for n in ("n3", "n4")]
+
+
+def test_a_node_whose_guard_has_just_refused_the_vm_is_not_named_while_another_takes_it() -> None:
+    fleet = world({"n2": "1.1.0", "n3": "1.2.0"})
+    refusals = Refusals()
+    refusals.note(refused("vm-a", "n2"))
+    after = patched(target(), admitted(fleet, review(target()), refusals=refusals))
+    assert required_terms(after) == [{"matchFields": [by_name("In", "n3")]}]
+    refusals.note(refused("vm-a", "n3"))
+    after = patched(target(), admitted(fleet, review(target()), refusals=refusals))
+    named = [{"matchFields": [by_name("In", n)]} for n in ("n2", "n3")]
+    assert required_terms(after) == named, "better these nodes again than none"
+
+
+def test_exclusion_names_the_node_whose_guard_has_just_refused_the_vm() -> None:
+    fleet = world({f"n{i}": "1.1.0" for i in range(6)})
+    refusals = Refusals()
+    refusals.note(refused("vm-a", "n5"))
+    after = patched(target(), admitted(fleet, review(target()), refusals=refusals, max_names=3))
+    assert required_terms(after) == [{"matchFields": [by_name("NotIn", n) for n in ("n5", "node-1")]}]
 
 
 def test_exclusion_names_the_refusing_the_full_and_the_source() -> None:

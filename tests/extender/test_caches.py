@@ -14,10 +14,11 @@ from migcompat.api.compatibilitypolicy import CompatibilityPolicy
 from migcompat.api.meta import ObjectMeta
 from migcompat.fleet.fleet import Fleet
 from migcompat_extender.caches import Caches
+from migcompat_extender.refusals import Refusals
 
 from tests.extender.world import args, built, filtered
 from tests.kube.fake_api import api, listing
-from tests.support.fleets import declared, node, pod, vfionode, vmi
+from tests.support.fleets import declared, node, pod, refused, vfionode, vmi
 
 
 def objects() -> dict[str, list[Any]]:
@@ -96,6 +97,17 @@ async def test_lists_fill_the_fleet() -> None:
             await running
     assert server.asked["pods"] == "kubevirt.io=virt-launcher", "other pods are not read"
     assert server.asked["nodes"] == ""
+
+
+async def test_pods_tell_what_guards_have_refused() -> None:
+    fleet, refusals, server = Fleet(), Refusals(), Api(objects())
+    server.items["pods"].append(refused("vm-a", "n2"))
+    async with api(server.answer) as client:
+        running = asyncio.create_task(Caches(client, fleet, refusals).run())
+        await until(lambda: refusals.nodes("uid-vm-a") == {"n2"})
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
 
 
 async def test_what_is_deleted_leaves_the_fleet() -> None:

@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 from migcompat.api import names
+from migcompat_extender.filter import Filter
+from migcompat_extender.refusals import Refusals
+from migcompat_extender.settings import Settings
+from migcompat_extender.table import Tables
 from migcompat_extender.wire import WireError
 
-from tests.extender.world import args, filter_of, filtered, recorded_pod, target, world
-from tests.support.fleets import BOOT, declared, node, pod, vfionode, vmi
+from tests.extender.world import all_well, args, filter_of, filtered, recorded_pod, target, world
+from tests.support.fleets import BOOT, declared, node, pod, refused, vfionode, vmi
 
 FIELDS = ["Nodes", "NodeNames", "FailedNodes", "FailedAndUnresolvableNodes", "Error"]
 
@@ -131,6 +135,20 @@ def test_lax_modes_pass_where_the_admin_lets_them(mode: str, problem: str | None
 def test_the_recorded_pod_of_an_unknown_vm_fails_as_unknown() -> None:
     failed = filtered(world({"n2": "1.1.0"}), args(["n2"], recorded_pod()))["FailedAndUnresolvableNodes"]
     assert failed["n2"].split(":")[0] in ("Unknown", "NoDevices")
+
+
+def test_a_node_whose_guard_has_just_refused_the_vm_is_left_out_while_another_takes_it() -> None:
+    fleet = world({"n2": "1.1.0", "n3": "1.1.0", "old": "1.0.0"})
+    refusals = Refusals()
+    refusals.note(refused("vm-a", "n2"))
+    asked = Filter(fleet, Tables(fleet), all_well, Settings(), refusals)
+    answer = json.loads(asked.answer(args(["n2", "n3", "old"]))[0])
+    assert answer["NodeNames"] == ["n3"]
+    failed = answer["FailedAndUnresolvableNodes"]
+    assert failed["n2"].startswith("GuardRefused: ")
+    assert failed["old"].startswith("VersionMinorOlder: ")
+    alone = json.loads(asked.answer(args(["n2", "old"]))[0])
+    assert alone["NodeNames"] == ["n2"], "better that node again than none"
 
 
 def test_no_nodes_is_an_answer() -> None:

@@ -17,6 +17,7 @@ from migcompat.api.cluster import Pod
 from migcompat.fleet.fleet import Fleet
 from migcompat_extender.admission import Admission
 from migcompat_extender.filter import Filter
+from migcompat_extender.refusals import Refusals
 from migcompat_extender.settings import Settings
 from migcompat_extender.table import Tables
 
@@ -103,9 +104,16 @@ def filtered(fleet: Fleet, body: bytes, problem: Any = all_well, **settings: Any
     return answer
 
 
-def admitted(fleet: Fleet, body: bytes, problem: Any = all_well, **settings: Any) -> dict[str, Any]:
+def admitted(
+    fleet: Fleet,
+    body: bytes,
+    problem: Any = all_well,
+    *,
+    refusals: Refusals | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
     """The response inside the answer of /mutate."""
-    raw, _ = Admission(fleet, Tables(fleet), problem, Settings(**settings)).answer(body)
+    raw, _ = Admission(fleet, Tables(fleet), problem, Settings(**settings), refusals).answer(body)
     answer = json.loads(raw)
     assert (answer["apiVersion"], answer["kind"]) == ("admission.k8s.io/v1", "AdmissionReview")
     response: dict[str, Any] = answer["response"]

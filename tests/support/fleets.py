@@ -136,3 +136,14 @@ def pod(
         cluster.PodSpec(node_name, [cluster.Container("compute", cluster.Resources(limits))]),
         cluster.PodStatus(phase),
     )
+
+
+def refused(
+    vmi_name: str, node_name: str, text: str = "migcompat guard: VersionMinorOlder: no"
+) -> cluster.Pod:
+    """The target pod of a VMI from node-1 on a node whose guard keeps it from starting, in these words."""
+    target = pod(vmi_name, node_name, source="node-1", suffix="tgt", phase="Pending")
+    waiting = cluster.Waiting("CreateContainerConfigError", f"failed to prestart container: {text}")
+    status = cluster.ContainerStatus("compute", cluster.ContainerState(waiting))
+    target.status = cluster.PodStatus("Pending", container_statuses=[status])
+    return target
