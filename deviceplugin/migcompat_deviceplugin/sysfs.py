@@ -94,17 +94,14 @@ class Look(NamedTuple):
 
 def _merged(whole: Look, names: frozenset[str], part: Look) -> Look:
     """*whole* with what *part* shows of *names*; *whole* itself if that is nothing new."""
-    before = {device.id: device for device in whole.result.devices}
+    before = {device.id: device for device in whole.result.devices if device.id in names}
     after = {device.id: device for device in part.result.devices}
     others = tuple(p for p in whole.result.problems if p.path.rpartition("/")[2] not in names)
     problems = (*others, *part.result.problems)
-    same = all(
-        before.get(name) == after.get(name) and whole.appearances.get(name) == part.appearances.get(name)
-        for name in names
-    )
-    if same and set(problems) == set(whole.result.problems):
+    same = all(whole.appearances.get(name) == part.appearances.get(name) for name in names)
+    if same and before == after and set(problems) == set(whole.result.problems):
         return whole
-    kept = [device for id_, device in before.items() if id_ not in names]
+    kept = [device for device in whole.result.devices if device.id not in names]
     appearances = {id_: seen for id_, seen in whole.appearances.items() if id_ not in names}
     return Look(
         ScanResult((*kept, *after.values()), problems),
@@ -206,7 +203,8 @@ class Sysfs:
         """
         self._asked_for.update(dict.fromkeys(ids, time.monotonic()))
         now = await self.glance(ids)
-        return {id_: now[id_] for id_ in ids if id_ in now}
+        found = {id_: now[id_] for id_ in ids if id_ in now}
+        return found if self._observer is None else dict(self._observer.applied(found))
 
     async def glance(self, names: Iterable[str], deadline: float | None = None) -> Inventory:
         """Like :meth:`scan`, but with a look at the devices *names* only, and what decides about them."""
@@ -216,11 +214,7 @@ class Sysfs:
         only = frozenset(names)
         part = await self._read(lambda: self._look(only), deadline)
         look = _merged(self._newest, only, part)
-        if look is not self._newest:
-            return self._learn(look)
-        if self._observer is not None:
-            self.last = self._observer.applied(self.last)
-        return self.last
+        return self.last if look is self._newest else self._learn(look)
 
     def named(self, devpaths: Iterable[str]) -> set[str] | None:
         """The devices that paths of the kernel's events name, and those that depend on them.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.bench import filtering, memory, run, scanning
+from tests.bench import agent, filtering, memory, run, scanning
 from tests.bench.figures import BenchError, Row, percentile
 from tests.bench.large_fleet import filter_call
 from tests.cluster.binaries.build import build_go
@@ -68,6 +69,15 @@ def test_memory_of_this_process() -> None:
     assert 1 < found["PSS"] <= found["RSS"]
     with pytest.raises(BenchError, match="cannot be read"):
         memory.memory(2**22 + 1)
+
+
+def test_what_this_process_takes() -> None:
+    own, mapped = agent.resident(os.getpid())
+    assert 1 < own < mapped
+    assert 0 < agent.cpu_seconds(os.getpid()) <= time.process_time()
+    for measure in (agent.resident, agent.cpu_seconds):
+        with pytest.raises(BenchError, match="cannot be read"):
+            measure(2**22 + 1)
 
 
 def test_percentiles() -> None:
