@@ -222,7 +222,7 @@ async def _changes(busy: Node) -> list[Row]:
             name=f"a VF of {MANY} is {what}: event to publication, {title}",
             value=figure(samples),
             unit="ms",
-            goal=PUBLISH_GOAL_MS,
+            goal=PUBLISH_GOAL_MS if title == "p50" else None,
         )
         for what, samples in taken.items()
         for title, figure in (("p50", statistics.median), ("p90", lambda s: percentile(s, 90)))
