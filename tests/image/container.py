@@ -123,12 +123,16 @@ class Container:
         self.signal("TERM")
 
     def signal(self, name: str) -> None:
-        """Sends it SIG`name`; waits until it is no longer this machine's program that makes the container."""
+        """Sends it SIG`name`, once it has said that it takes it: the kernel spares a process 1 any other.
+
+        Before that, it may still be this machine's program that makes the container.
+        """
+        number = signal.Signals[f"SIG{name}"]
         deadline = time.monotonic() + 30
-        while _is_ours(inner := self._inner()):
-            assert time.monotonic() < deadline, f"it does not start:\n{self.output()}"
+        while _is_ours(inner := self._inner()) or not _catches(inner, number):
+            assert time.monotonic() < deadline, f"it does not take SIG{name}:\n{self.output()}"
             time.sleep(0.05)
-        os.kill(inner, signal.Signals[f"SIG{name}"])
+        os.kill(inner, number)
 
     def stop(self) -> None:
         """Ends it, with everything in its namespaces."""
@@ -145,6 +149,12 @@ class Container:
             assert time.monotonic() < deadline, "unshare makes no namespaces"
             time.sleep(0.05)
         return int(found[0])
+
+
+def _catches(pid: int, number: signal.Signals) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.partition(":")[2], 16) >> (number - 1) & 1)
 
 
 def _is_ours(pid: int) -> bool:
