@@ -20,6 +20,9 @@
 :mod:`.inquiry`        what the API server says about a target pod and its source
 :mod:`.obligations`    writing dynamic attributes to a device
 :mod:`.allocations`    which pod holds which device
+:mod:`.foreign`        devices under ids of other plugins (pure)
+:mod:`.observing`      mode observe: which device is which id of the plugin that serves it (pure)
+:mod:`.observation`    mode observe at work: asking what plugins offer, remembering whose devices were
 :mod:`.devnodes`       the device nodes of the host
 :mod:`.departure`      does the agent leave its node for good?
 :mod:`.metrics`        figures for Prometheus

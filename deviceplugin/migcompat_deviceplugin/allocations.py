@@ -39,6 +39,8 @@ PENDING = 60.0
 """Seconds after an allocation for which a pod that is not named yet may still be."""
 SETTLING = 10.0
 """Seconds after a kubelet's restart for which what is missing in its answers proves nothing."""
+SERVING = "meanwhile the guard refuses migration targets; first starts are served"
+"""What comes of that for an agent that serves devices."""
 
 
 class Asked(Protocol):
@@ -66,11 +68,13 @@ class AllocationsPoller:
         clock: Callable[[], float] = time.monotonic,
         *,
         checkpoint: Path | None = None,
+        consequence: str = SERVING,
     ) -> None:
         self._kubelet = kubelet
         self._state = state
         self._clock = clock
         self._checkpoint = checkpoint
+        self._consequence = consequence
         self._server: Identity | None = None
         self._settled_at = 0.0
         self._stirred_at = clock()
@@ -83,7 +87,7 @@ class AllocationsPoller:
             try:
                 await self.refresh()
             except KubeletError as error:
-                problem = _problem(error)
+                problem = unanswered(error, self._consequence)
                 before = self._state.allocations_problem
                 if before is None or before.reason is not problem.reason:
                     log.warning("holders of devices are not known: %s", problem)
@@ -109,7 +113,7 @@ class AllocationsPoller:
             return FAILING
         if since < QUICK_FOR:
             return QUICK
-        if since < PENDING or any(id_ in state.inventory for _, id_ in state.allocations or {}):
+        if since < PENDING or any(id_ in state.inventory for _, id_ in state.holders or {}):
             return HELD
         return FREE
 
@@ -140,8 +144,8 @@ class AllocationsPoller:
         return {**(self._state.allocations or {}), **allocations}
 
 
-def _problem(error: KubeletError) -> Problem:
-    consequence = "meanwhile the guard refuses migration targets; first starts are served"
+def unanswered(error: KubeletError, consequence: str) -> Problem:
+    """Why PodResources does not answer, and what comes of it."""
     if isinstance(error, KubeletTooOldError):
         return Problem(Reason.KUBELET_TOO_OLD, f"{error}; {consequence}")
     hint = "is the kubelet running, with PodResources, and hostPaths.kubelet its --root-dir?"

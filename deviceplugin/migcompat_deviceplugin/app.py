@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 from migcompat.api.names import RESOURCE_DOMAIN
 from migcompat.api.vfionode import Device as PublishedDevice
+from migcompat.api.vfionode import Mode
 from migcompat.httpserver import serve_health
 from migcompat.kube.client import Client
 from migcompat.kubelet.directories import Directories
@@ -19,8 +20,8 @@ from migcompat.nvml.gpus import Nvml
 from migcompat.sysfs.uevents import Listener, listen, tell_of
 from migcompat.vfio.calls import Calls
 
-from migcompat_deviceplugin import flaws, metrics
-from migcompat_deviceplugin.allocations import AllocationsPoller
+from migcompat_deviceplugin import flaws, metrics, observation, observing
+from migcompat_deviceplugin.allocations import SERVING, AllocationsPoller
 from migcompat_deviceplugin.bootid import learn_boot_id
 from migcompat_deviceplugin.config import ConfigFile, Loaded
 from migcompat_deviceplugin.departure import Departure
@@ -28,7 +29,7 @@ from migcompat_deviceplugin.devnodes import DevDir
 from migcompat_deviceplugin.files import KubeletFiles
 from migcompat_deviceplugin.guard import Guard
 from migcompat_deviceplugin.inquiry import Inquiry
-from migcompat_deviceplugin.inventory import Inventory
+from migcompat_deviceplugin.inventory import Inventory, take
 from migcompat_deviceplugin.manager import Manager
 from migcompat_deviceplugin.preferred import Preferred
 from migcompat_deviceplugin.probes import Asker, Probes
@@ -62,6 +63,7 @@ class Settings(msgspec.Struct, frozen=True):
     """The flags of the command; see docs/reference/device-plugin.md."""
 
     node_name: str
+    mode: Mode = Mode.SERVE
     boot_id_file: Path = Path("/proc/sys/kernel/random/boot_id")
     namespace: str = ""
     daemonset: str = ""
@@ -95,14 +97,23 @@ class Agent:
         self.settings = settings
         self._listen = listen
         self._told = told
-        self.state = State()
+        self._observes = settings.mode is Mode.OBSERVE
+        self._observation = observation.Observation()
+        self.state = State(self._observation.see if self._observes else None)
         plugins = settings.kubelet_dir / "device-plugins"
         pod_resources = settings.kubelet_dir / "pod-resources"
         self._pod_resources = PodResources(pod_resources / "kubelet.sock")
-        self.poller = AllocationsPoller(self._pod_resources, self.state, checkpoint=plugins / CHECKPOINT)
+        self.poller = AllocationsPoller(
+            self._pod_resources,
+            self.state,
+            checkpoint=plugins / CHECKPOINT,
+            consequence=observation.CONSEQUENCE if self._observes else SERVING,
+        )
+        self._offers = observation.OffersPoller(self._pod_resources, self.state)
         self._files = KubeletFiles(Directories((plugins, pod_resources)), self._kubelet_changed)
         asker = Asker(settings.sysfs_root, settings.dev.root, calls)
-        self._probes = Probes(self.poller, asker, self._amend)
+        self._asking = Probes(self.poller, asker, self._amend)
+        self._probes = observation.Unasked() if self._observes else self._asking
         self._config = ConfigFile(settings.config, settings.resource_domain)
         self.sysfs = Sysfs(
             settings.sysfs_root,
@@ -111,6 +122,7 @@ class Agent:
             settings.dev,
             held=self.state.may_be_held,
             nvml=Nvml(settings.nvml_library) if settings.nvml else None,
+            take=observing.take if self._observes else take,
         )
         inquiry = Inquiry(client, settings.node_name, allow_loosening=settings.allow_loosening)
         self._preferred = Preferred(self.state, inquiry)
@@ -122,17 +134,21 @@ class Agent:
     async def run(self) -> None:
         """Run until cancelled; then stop serving, without telling the kubelet that devices are gone."""
         health = await serve_health(self.settings.health_bind, lambda: None, self._ready, metrics.REGISTRY)
-        log.info("agent of node %s; health on %s", self.settings.node_name, health.addresses)
+        name, mode = self.settings.node_name, self.settings.mode.value
+        log.info("agent of node %s, mode %s; health on %s", name, mode, health.addresses)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(learn_boot_id(self.settings.boot_id_file, self.state), name="boot id")
                 group.create_task(self._scan(), name="scan")
-                group.create_task(self._probes.run(), name="probes")
                 group.create_task(self._files.run(), name="the kubelet's files")
                 group.create_task(self.poller.run(), name="allocations")
                 group.create_task(self.publisher.run(), name="publisher")
-                group.create_task(self.manager.run(), name="manager")
-                group.create_task(self._departure.run(), name="departure")
+                if self._observes:
+                    group.create_task(self._offers.run(), name="offers")
+                else:
+                    group.create_task(self._asking.run(), name="probes")
+                    group.create_task(self.manager.run(), name="manager")
+                    group.create_task(self._departure.run(), name="departure")
         finally:
             await self.manager.stop()
             await self._pod_resources.close()
@@ -143,7 +159,7 @@ class Agent:
 
         Takes at most 4 s. :meth:`run` still has to be cancelled.
         """
-        if await self._departure.is_for_good():
+        if not self._observes and await self._departure.is_for_good():
             await self.manager.leave_for_good()
 
     async def _scan(self) -> None:
@@ -173,6 +189,7 @@ class Agent:
     async def _scan_when(self, wakeups: Wakeups) -> None:
         told: tuple[object, ...] = ()
         unusable: dict[str, str] = {}
+        barred: dict[str, str] = {}
         flawed: dict[str, str] = {}
         ambiguous: dict[str, str] = {}
         event: float | None = None
@@ -188,6 +205,9 @@ class Agent:
                 self._take_inventory(event)
                 problems = {id_: d.found.problem for id_, d in inventory.items() if d.found.problem}
                 unusable = _tell("unhealthy", problems, unusable, inventory, "healthy again")
+                if self.state.kubelet_asked:
+                    bars = {id_: d.barred for id_, d in self.state.inventory.items() if d.barred}
+                    barred = _tell("not to be had", bars, barred, inventory, "to be had again")
                 found = flaws.find(inventory).problems
                 flawed = _tell("flawed declaration", found, flawed, inventory, "understood again")
                 several = {id_: ", ".join(d.claims) for id_, d in inventory.items() if d.claims}
@@ -256,11 +276,16 @@ class Agent:
     def intervals(self, *, listening: bool) -> int:
         """After how many intervals without an event a scan is due: one, unless all is well and heard of."""
         state = self.state
-        troubled = state.scan_problem or state.unreadable or any(d.problem for d in state.inventory.values())
+        troubled = (
+            state.scan_problem
+            or state.unreadable
+            or any(d.found.problem or d.waiting for d in state.inventory.values())
+        )
         return SWEEP if listening and not troubled and self._told(self.settings.sysfs_root) else 1
 
     def _kubelet_changed(self) -> None:
         self.poller.look()
+        self._offers.stir()
         self.state.to_serve.set()
 
     def _amend(self) -> None:
@@ -268,8 +293,12 @@ class Agent:
 
     def _recall(self, devices: Sequence[PublishedDevice]) -> None:
         """What an earlier agent published of this node counts before anything of ours is published."""
-        self.state.amend(self._probes.applied(self.sysfs.recall(devices)))
-        self._probes.recall(devices)
+        if self._observes:
+            self._observation.recall(devices)
+            self.state.look_again()
+            return
+        self.state.amend(self._asking.applied(self.sysfs.recall(devices)))
+        self._asking.recall(devices)
 
     def _ready(self) -> str | None:
         return self.state.problem()

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from migcompat import logs
 from migcompat.api.names import RESOURCE_DOMAIN
+from migcompat.api.vfionode import Mode
 from migcompat.httpserver import parse_bind
 from migcompat.kube.config import ConfigError
 from migcompat.resources.naming import check_domain
@@ -34,6 +35,13 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def serve(  # noqa: PLR0917 - typer makes flags of them
     node_name: Annotated[str, typer.Option(envvar="NODE_NAME", help="Name of this node's Node object.")],
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            help="serve: this is the device plugin. observe: another one is, and devices are only"
+            " published, under its names."
+        ),
+    ] = Mode.SERVE,
     sysfs_root: Annotated[Path, typer.Option(help="Where the host's sysfs is mounted.")] = Path("/sys"),
     dev_root: Annotated[Path, typer.Option(help="Where the host's /dev is visible.")] = Path("/dev"),
     host_dev: Annotated[
@@ -89,6 +97,7 @@ def serve(  # noqa: PLR0917 - typer makes flags of them
         raise typer.BadParameter(str(error)) from error
     settings = Settings(
         node_name=node_name,
+        mode=mode,
         boot_id_file=boot_id_file,
         namespace=namespace,
         daemonset=daemonset,

@@ -23,6 +23,7 @@ class Device(msgspec.Struct, frozen=True):
 
     ``waiting``: it is not advertised before it has been asked whether it can migrate; ``migration``: what it
     said, None where that is not known. ``claims``: the resources that select it, where they are several.
+    ``barred``: why nobody may have it though nothing is wrong with it.
     """
 
     found: FoundDevice
@@ -31,6 +32,7 @@ class Device(msgspec.Struct, frozen=True):
     waiting: bool = False
     migration: Migration | None = None
     claims: tuple[str, ...] = ()
+    barred: str = ""
 
     @property
     def id(self) -> str:
@@ -45,7 +47,7 @@ class Device(msgspec.Struct, frozen=True):
     @property
     def problem(self) -> str:
         """Why nobody may have it, empty if somebody may."""
-        return self.found.problem or (NOT_ASKED_YET if self.waiting else "")
+        return self.found.problem or self.barred or (NOT_ASKED_YET if self.waiting else "")
 
 
 Inventory = Mapping[str, Device]

@@ -34,6 +34,12 @@ AMBIGUOUS = Gauge(
     "Devices that several resources of the configuration file select",
     registry=REGISTRY,
 )
+BARRED = Gauge(
+    "migcompat_agent_barred_devices",
+    "Devices that nobody may have though nothing is wrong with them: held under an id of another plugin, or,"
+    " in observe mode, not offered by a plugin or not to be told apart",
+    registry=REGISTRY,
+)
 SCAN_SECONDS = Histogram(
     "migcompat_agent_scan_seconds",
     "Duration of a look at all devices",
@@ -122,10 +128,11 @@ def observe(state: State, scan_problems: int) -> None:
     for labels, count in found.items():
         DEVICES.labels(*labels).set(count)
     ALLOCATED.clear()
-    devices = ((pool, state.inventory.get(id_)) for pool, id_ in state.allocations or {})
+    devices = ((pool, state.inventory.get(id_)) for pool, id_ in state.holders or {})
     held = Count((pool, d.found.kind.value) for pool, d in devices if d is not None and d.resource == pool)
     for (resource, kind), count in held.items():
         ALLOCATED.labels(resource, kind).set(count)
     PROBLEMS.set(scan_problems)
     CONFIGURATION_VALID.set(0 if state.loaded.problem else 1)
+    BARRED.set(sum(bool(device.barred) for device in state.inventory.values()))
     AMBIGUOUS.set(sum(bool(device.claims) for device in state.inventory.values()))

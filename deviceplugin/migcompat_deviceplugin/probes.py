@@ -28,6 +28,7 @@ from migcompat.vfio.calls import Calls
 from migcompat.vfio.probe import Handle, NotKnown, Why, forbidden, probe
 
 from migcompat_deviceplugin import metrics
+from migcompat_deviceplugin.foreign import held_ids
 from migcompat_deviceplugin.inventory import Device, Inventory
 from migcompat_deviceplugin.state import Signal
 from migcompat_deviceplugin.sysfs import in_thread
@@ -277,7 +278,7 @@ class Probes:
         end = loop.time() + patience
         while True:
             try:
-                return {id_ for _, id_ in await self._holders.holders()}
+                return held_ids(await self._holders.holders(), self._inventory)
             except KubeletError:
                 if loop.time() >= end:
                     return None

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import msgspec
 from migcompat.api.meta import ObjectMeta, OwnerReference
-from migcompat.api.vfionode import Device, Mode, PodRef, VFIONode, VFIONodeStatus
+from migcompat.api.vfionode import Device, PodRef, VFIONode, VFIONodeStatus
 from migcompat.kube.backoff import Backoff
 from migcompat.kube.client import Client
 from migcompat.kube.errors import ApiError, Conflict, NotFound
@@ -82,14 +82,15 @@ class Publisher:
         """Bring VFIONode and labels in line with the state. Raises ApiError."""
         item = self._item or await self._fetch()
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        told = conditions(self._state, item.status.conditions, now)
         if not self._devices_known():
+            told = conditions(self._state, item.status.conditions, now)
             await self._write(item, msgspec.structs.replace(item.status, conditions=told))
             return
         if self._recall is not None:
-            counts = item.status.boot_id == self._state.boot_id and item.status.mode is Mode.SERVE
+            counts = item.status.boot_id == self._state.boot_id and item.status.mode is self._state.mode
             self._recall(item.status.devices if counts else [])
             self._recall = None
+        told = conditions(self._state, item.status.conditions, now)
         devices = frozenset((d.resource, d.id) for d in self._state.inventory.values() if not d.waiting)
         status = build(
             self._state.inventory,
@@ -97,6 +98,7 @@ class Publisher:
             boot_id=self._state.boot_id,
             conditions=told,
             now=now,
+            mode=self._state.mode,
         )
         event, self._state.event = self._state.event, None
         try:
@@ -128,13 +130,12 @@ class Publisher:
     def _devices_known(self) -> bool:
         """Whether there was a scan, in a known boot, and an answer or an error of PodResources."""
         state = self._state
-        holders = state.allocations is not None or state.allocations_problem is not None
-        return state.scanned and bool(state.boot_id) and holders
+        return state.scanned and bool(state.boot_id) and state.kubelet_asked
 
     def _allocations(self, item: VFIONode) -> Allocations:
         """Who holds what; while PodResources has not answered this process, what its forerunner published."""
-        if self._state.allocations is not None:
-            return self._state.allocations
+        if self._state.holders is not None:
+            return self._state.holders
         if item.status.boot_id != self._state.boot_id:
             return {}
         held: dict[tuple[str, str], PodRef] = {}

@@ -87,6 +87,7 @@ class ResourceServer(pb_grpc.DevicePluginServicer):
         self._allocated = allocated
         self._ended = ended
         self._devices: list[pb.Device] = []
+        self._barred: dict[str, str] = {}
         self._leaving = False
         self._changed = asyncio.Condition()
         self._server: grpc.aio.Server | None = None
@@ -122,6 +123,7 @@ class ResourceServer(pb_grpc.DevicePluginServicer):
 
     async def update(self, devices: Mapping[str, Device]) -> None:
         """The resource's devices are now *devices*; open streams are told if that is news."""
+        self._barred = {id_: device.barred for id_, device in devices.items() if device.barred}
         listed = [_listed(device) for _, device in sorted(devices.items())]
         if listed != self._devices and not self._leaving:
             async with self._changed:
@@ -178,6 +180,9 @@ class ResourceServer(pb_grpc.DevicePluginServicer):
         response = pb.AllocateResponse()
         try:
             wanted = [id_ for asked in request.container_requests for id_ in asked.devices_ids]
+            for id_ in wanted:
+                if id_ in self._barred:
+                    raise Refused(f"device {id_} is not to be had: {self._barred[id_]}")
             await self._probes.let_go(wanted)
             now = await self._sysfs.reread(wanted)
             for asked in request.container_requests:

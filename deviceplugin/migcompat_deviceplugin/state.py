@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from migcompat.kubelet.podresources import Allocations
+from migcompat.api.vfionode import Mode
+from migcompat.kubelet.podresources import Allocations, Offers
+from migcompat.resources.selection import Configuration
 from migcompat.sysfs.scan import ScanProblem
 
 from migcompat_deviceplugin.config import Loaded
+from migcompat_deviceplugin.foreign import Seen, serving
 from migcompat_deviceplugin.inventory import Inventory, pools
 from migcompat_deviceplugin.problems import NOT_YET, Problem, Reason
 
@@ -38,6 +41,10 @@ class Signal:
         return True
 
 
+Observe = Callable[[Inventory, Allocations | None, Offers | None, Configuration | None], Seen]
+"""What is seen of devices that another plugin serves (:func:`.observing.observed`, which remembers)."""
+
+
 class State:
     """Shared by the tasks of one process, in one event loop.
 
@@ -46,14 +53,22 @@ class State:
     ``scan_problem``: why the newest look at sysfs failed (then the inventory is an older one). ``scanned``:
     whether there was any. ``event``: the loop's time of the first event of the kernel that brought about what
     is not published yet. ``allocations``: the newest PodResources answer, None before the first;
-    ``allocations_problem`` why the newest call failed. ``loaded``: the configuration file. ``published``:
+    ``allocations_problem`` why the newest call failed. ``holders``: the same by the pools and ids of the
+    inventory, which other plugins' may not be. ``loaded``: the configuration file. ``published``:
     devices whose publication the API server has confirmed, with their resources. ``registrations``: None for
     each resource that is registered with the kubelet, or why it is not; ``served``: all that ever were.
+
+    With *observe* the devices are another plugin's (mode ``observe``). ``offers``: what plugins offer, None
+    before the first answer; ``offers_problem`` why the newest call failed; ``doubts``: what cannot be told of
+    their ids.
 
     ``to_publish`` and ``to_serve`` wake the publisher and the manager.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, observe: Observe | None = None) -> None:
+        self.mode = Mode.SERVE if observe is None else Mode.OBSERVE
+        self._observe = observe
+        self._found: Inventory = {}
         self.boot_id = ""
         self.boot_problem: Problem | None = None
         self.inventory: Inventory = {}
@@ -63,6 +78,10 @@ class State:
         self.event: float | None = None
         self.allocations: Allocations | None = None
         self.allocations_problem: Problem | None = None
+        self.holders: Allocations | None = None
+        self.offers: Offers | None = None
+        self.offers_problem: Problem | None = None
+        self.doubts: tuple[str, ...] = ()
         self.loaded = Loaded()
         self.published: frozenset[tuple[str, str]] = frozenset()
         self.publish_problem = "nothing has been published yet"
@@ -86,8 +105,8 @@ class State:
         self, inventory: Inventory, unreadable: tuple[ScanProblem, ...] = (), event: float | None = None
     ) -> None:
         """A scan went well; *event*: the loop's time of the kernel's event that brought it about."""
-        changed = inventory != self.inventory or self.scan_problem or not self.scanned
-        self.inventory, self.scan_problem, self.scanned = inventory, None, True
+        changed = self._look(inventory) or self.scan_problem or not self.scanned
+        self.scan_problem, self.scanned = None, True
         if changed:
             self.to_serve.set()
             self.event = event if self.event is None else self.event
@@ -97,10 +116,24 @@ class State:
 
     def amend(self, inventory: Inventory) -> None:
         """More is known about the devices of the newest scan."""
-        if self.scanned and inventory != self.inventory:
-            self.inventory = inventory
+        if self.scanned and self._look(inventory):
             self.to_publish.set()
             self.to_serve.set()
+
+    def look_again(self) -> None:
+        """Devices are as the newest scan has shown them, but may be another plugin's by now, or nobody's."""
+        self.amend(self._found)
+
+    def _look(self, found: Inventory) -> bool:
+        """Put devices, holders and offers together; whether that is something new."""
+        self._found = found
+        if self._observe is None:
+            seen = serving(found, self.allocations)
+        else:
+            seen = self._observe(found, self.allocations, self.offers, self.loaded.configuration)
+        before = Seen(self.inventory, self.holders, self.doubts)
+        self.inventory, self.holders, self.doubts = seen
+        return seen != before
 
     def set_scan_problem(self, problem: Problem) -> None:
         """A scan failed; the inventory stays."""
@@ -113,6 +146,8 @@ class State:
         if allocations != self.allocations or self.allocations_problem:
             self.allocations, self.allocations_problem = allocations, None
             self.to_publish.set()
+            if self._look(self._found):
+                self.to_serve.set()
 
     def set_allocations_problem(self, problem: Problem) -> None:
         """PodResources did not answer; the allocations stay."""
@@ -120,11 +155,30 @@ class State:
             self.allocations_problem = problem
             self.to_publish.set()
 
+    def set_offers(self, offers: Offers) -> None:
+        """The kubelet told what plugins offer."""
+        if offers != self.offers or self.offers_problem:
+            self.offers, self.offers_problem = offers, None
+            self._look(self._found)
+            self.to_publish.set()
+
+    def set_offers_problem(self, problem: Problem) -> None:
+        """The kubelet did not tell what plugins offer; the offers stay."""
+        if problem != self.offers_problem:
+            self.offers_problem = problem
+            self.to_publish.set()
+
     def may_be_held(self, resource: str, id_: str) -> bool:
         """Whether a pod holds the device, or may: PodResources does not say otherwise."""
-        if self.allocations is None or self.allocations_problem is not None:
+        if self.holders is None or self.allocations_problem is not None:
             return True
-        return (resource, id_) in self.allocations
+        return (resource, id_) in self.holders
+
+    @property
+    def kubelet_asked(self) -> bool:
+        """Whether the kubelet has answered all that is asked in this mode, or it is known why not."""
+        offers = self._observe is None or self.offers is not None or self.offers_problem is not None
+        return offers and (self.allocations is not None or self.allocations_problem is not None)
 
     def set_loaded(self, loaded: Loaded) -> None:
         """The configuration file was looked at."""
@@ -168,8 +222,8 @@ class State:
         configuration = None
         if self.loaded.configuration is None and self.loaded.problem:
             configuration = Problem(Reason.CONFIGURATION_INVALID, self.loaded.problem)
-        problems = (self.boot_problem, self.scan_problem, configuration, self.allocations_problem)
-        yield from filter(None, problems)
+        kubelet = self.allocations_problem, self.offers_problem
+        yield from filter(None, (self.boot_problem, self.scan_problem, configuration, *kubelet))
 
     def _unregistered(self) -> Iterator[Problem]:
         """Resources that the kubelet has not taken (yet)."""

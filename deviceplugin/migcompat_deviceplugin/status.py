@@ -16,11 +16,13 @@ from migcompat.api.vfionode import (
     Driver,
     Migration,
     MigrationState,
+    Mode,
     VFIONodeStatus,
     split,
 )
 from migcompat.engine.declaration import Acceptance, Declaration, Kind, Presence, SelfSet
 from migcompat.kubelet.podresources import Allocations
+from migcompat.resources.selection import Configuration
 
 from migcompat_deviceplugin import flaws
 from migcompat_deviceplugin.config import Loaded
@@ -28,6 +30,7 @@ from migcompat_deviceplugin.devnodes import MISSING
 from migcompat_deviceplugin.folding import folded
 from migcompat_deviceplugin.inventory import Device as InventoryDevice
 from migcompat_deviceplugin.inventory import Inventory, pools
+from migcompat_deviceplugin.observing import NOT_OFFERED
 from migcompat_deviceplugin.state import State
 
 CONTENT_LIMIT = 512 * 1024
@@ -38,6 +41,8 @@ READY = "Ready"
 DEVICES_USABLE = "DevicesUsable"
 DECLARATIONS_VALID = "DeclarationsValid"
 CONFIGURATION_VALID = "ConfigurationValid"
+GUARDED = "Guarded"
+IDS_UNDERSTOOD = "IdsUnderstood"
 MESSAGE_LIMIT = 1024
 PROBLEM_LIMIT = 256
 TOLD = 5
@@ -48,7 +53,38 @@ def ready(state: State) -> Condition:
     """The condition ``Ready``: whether what is published is current and served."""
     for problem in state.problems():
         return Condition(READY, "False", problem.reason, problem.message[:MESSAGE_LIMIT])
-    return Condition(READY, "True", "Published", "devices are published, registered and their holders known")
+    registered = "registered " if state.mode is Mode.SERVE else ""
+    message = f"devices are published, {registered}and their holders known"
+    return Condition(READY, "True", "Published", message)
+
+
+def guarded(state: State) -> Condition:
+    """The condition ``Guarded``: whether each container is checked that starts with such a device."""
+    if state.mode is Mode.SERVE:
+        return Condition(
+            GUARDED, "True", "ServeMode", "no migration target starts with a device that refuses"
+        )
+    message = (
+        "another plugin gives the devices out: webhook and extender choose nodes, but nothing here keeps a"
+        " migration target from starting with a device that refuses its source"
+    )
+    return Condition(GUARDED, "False", "ObserveMode", message)
+
+
+def ids_understood(state: State) -> Condition:
+    """The condition ``IdsUnderstood`` of mode ``observe``: whether other plugins' ids tell their devices."""
+    if state.doubts:
+        title = f"{len(state.doubts)} device(s) or resource(s) are in doubt"
+        return _wrong(IDS_UNDERSTOOD, "Ambiguous", title, state.doubts)
+    resources = {device.resource for device in state.inventory.values()} - {NOT_OFFERED}
+    nobodys = sum(device.resource == NOT_OFFERED for device in state.inventory.values())
+    if state.inventory and not resources:
+        message = (
+            f"{nobodys} device(s), and no plugin offers any: does one run here, and is it to serve them?"
+        )
+        return Condition(IDS_UNDERSTOOD, "False", "NothingOffered", message)
+    message = f"{', '.join(sorted(resources)) or 'no device'}; {nobodys} device(s) are offered by no plugin"
+    return Condition(IDS_UNDERSTOOD, "True", "AllUnderstood", message[:MESSAGE_LIMIT])
 
 
 def devices_usable(state: State) -> Condition:
@@ -64,7 +100,7 @@ def _gone(state: State) -> Iterator[Condition]:
     """Devices that pods hold, of resources of ours, and that are not there any more."""
     told = [
         f"{id_} of {resource}, held by {pod.namespace}/{pod.name}"
-        for (resource, id_), pod in sorted((state.allocations or {}).items())
+        for (resource, id_), pod in sorted((state.holders or {}).items())
         if resource in state.served and id_ not in state.inventory
     ]
     if told and not state.scan_problem:
@@ -115,6 +151,11 @@ def configuration_valid(state: State) -> Condition:
         end = f"; {consequence(loaded)}"
         message = loaded.problem[: MESSAGE_LIMIT - len(end)] + end
         return Condition(CONFIGURATION_VALID, "False", "Invalid", message)
+    if state.mode is Mode.OBSERVE and loaded.path is not None and loaded.configuration is not None:
+        others = list(_in_other_pools(state.inventory, loaded.configuration))
+        if others:
+            title = f"{len(others)} device(s) would be in another pool in mode serve"
+            return _wrong(CONFIGURATION_VALID, "Differs", title, others)
     told = [f"{id_}: {', '.join(d.claims)}" for id_, d in sorted(state.inventory.items()) if d.claims]
     if told:
         title = f"{len(told)} device(s) are selected by several resources, of which the first has each"
@@ -126,6 +167,14 @@ def configuration_valid(state: State) -> Condition:
     if loaded.path is None:
         return Condition(CONFIGURATION_VALID, "True", "NoFile", "resources have their default names")
     return Condition(CONFIGURATION_VALID, "True", "Valid", "")
+
+
+def _in_other_pools(inventory: Inventory, configuration: Configuration) -> Iterator[str]:
+    """Devices of other plugins' pools that *configuration* has elsewhere."""
+    for id_, device in sorted(inventory.items()):
+        wanted = configuration.choose(device.found).resource or "none"
+        if device.resource not in (NOT_OFFERED, wanted):
+            yield f"{id_}: in {device.resource}, by the file in {wanted}"
 
 
 def _kinds(devices: Iterable[InventoryDevice]) -> set[Kind]:
@@ -142,8 +191,13 @@ def conditions(state: State, before: list[Condition], now: str) -> list[Conditio
     """*before* with what is true *now* (RFC 3339); nothing is said of devices before the first scan."""
     told = set_condition(before, ready(state), now)
     if state.scanned:
-        for condition in (devices_usable(state), declarations_valid(state), configuration_valid(state)):
-            told = set_condition(told, condition, now)
+        about = (devices_usable, declarations_valid, configuration_valid, guarded)
+        for condition in about:
+            told = set_condition(told, condition(state), now)
+        if state.mode is Mode.OBSERVE:
+            told = set_condition(told, ids_understood(state), now)
+        else:
+            told = [known for known in told if known.type != IDS_UNDERSTOOD]
     return told
 
 
@@ -154,11 +208,13 @@ def build(
     boot_id: str,
     conditions: list[Condition],
     now: str,
+    mode: Mode = Mode.SERVE,
 ) -> VFIONodeStatus:
     """The status to publish; *now*: RFC 3339."""
     status = contents(inventory, allocations)
     status.devices, listed = folded(status.devices)
     status.boot_id = boot_id
+    status.mode = mode
     status.agent_version = __version__
     status.conditions = set_condition(conditions, listed, now)
     return status

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import msgspec
 from migcompat.api.vfionode import Device as PublishedDevice
 from migcompat.nvml.gpus import Nvml
+from migcompat.resources.selection import Configuration
 from migcompat.sysfs.appearance import Appearance, appearance
 from migcompat.sysfs.scan import BUSES, FoundDevice, ScanError, ScanProblem, ScanResult, scan
 
@@ -80,6 +81,9 @@ async def in_thread(work: Callable[[], T], deadline: float) -> T:
         return await future
 
 
+Take = Callable[[ScanResult, Inventory, Configuration | None, Held], Inventory]
+
+
 class Look(NamedTuple):
     """What one look at sysfs and at the configuration file has shown, and how many seconds it took.
 
@@ -125,7 +129,8 @@ class Sysfs:
     """The node's sysfs below *root*. ``last`` is the newest inventory, ``seconds`` how long its scan took.
 
     Pools are those of *config*; ``loaded`` is what the newest scan found there. *held*: see
-    :data:`~migcompat_deviceplugin.inventory.Held`. *nvml* adds to what NVIDIA's devices show.
+    :data:`~migcompat_deviceplugin.inventory.Held`. *take*: which of the devices found are taken, as
+    :func:`~migcompat_deviceplugin.inventory.take` does. *nvml* adds to what NVIDIA's devices show.
     """
 
     def __init__(
@@ -137,6 +142,7 @@ class Sysfs:
         *,
         held: Held | None = None,
         nvml: Nvml | None = None,
+        take: Take = take,
     ) -> None:
         self.root = root
         self.dev = dev or DevDir()
@@ -147,6 +153,7 @@ class Sysfs:
         self._config = config or ConfigFile()
         self._observer = observer
         self._nvml = nvml
+        self._take_from = take
         self._held = held or (lambda _resource, _id: False)
         self._asked_for: dict[str, float] = {}
         self._newest: Look | None = None
@@ -244,7 +251,7 @@ class Sysfs:
     def _take(self, look: Look, before: Inventory) -> Inventory:
         recently = time.monotonic() - SETTLING
         self._asked_for = {id_: at for id_, at in self._asked_for.items() if at > recently}
-        inventory = take(look.result, before, look.loaded.configuration, self._may_be_held)
+        inventory = self._take_from(look.result, before, look.loaded.configuration, self._may_be_held)
         if self._observer is None:
             self.last = inventory
         else:

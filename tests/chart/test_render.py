@@ -89,6 +89,16 @@ def test_the_programs_know_the_flags_they_are_given(binaries: Binaries, componen
     assert given <= known
 
 
+def test_the_agent_is_told_its_mode(binaries: Binaries) -> None:
+    def mode(*flags: str) -> list[str]:
+        spec = pod_specs(render(binaries, *flags))["device-plugin"]
+        return [argument for argument in arguments(spec) if argument.startswith("--mode")]
+
+    assert mode() == ["--mode=serve"]
+    assert mode("--set", "devicePlugin.mode=observe") == ["--mode=observe"]
+    assert "devicePlugin" in refusal(binaries, "--set", "devicePlugin.mode=watch")
+
+
 def test_no_container_is_privileged_and_only_the_agent_is_root(binaries: Binaries) -> None:
     specs = pod_specs(render(binaries))
     assert set(specs) == COMPONENTS

@@ -13,13 +13,14 @@ from typing import Any
 
 from migcompat.api.cluster import Pod, Workload
 from migcompat.api.meta import ObjectMeta
-from migcompat.api.vfionode import VFIONode
+from migcompat.api.vfionode import Mode, VFIONode
 from migcompat.engine.declaration import Declaration
 from migcompat.kube.client import Client
 from migcompat.kube.kinds import DAEMONSETS, NODES, PODS, VFIONODES, VMIS
 from migcompat.sysfs.uevents import Listener, tell_of
 from migcompat_deviceplugin.app import Agent, Settings
 from migcompat_deviceplugin.devnodes import DevDir
+from migcompat_deviceplugin.manager import PREFIX
 
 from tests.deviceplugin.fake_api import FakeApi, running_api
 from tests.support import fleets
@@ -166,9 +167,12 @@ class World:
 
     # -- the agent ----------------------------------------------------------------------------------------
 
-    def settings(self, *, allow_loosening: bool = False, scan_interval: float = 0.1) -> Settings:
+    def settings(
+        self, *, allow_loosening: bool = False, scan_interval: float = 0.1, mode: Mode = Mode.SERVE
+    ) -> Settings:
         return Settings(
             node_name=NODE,
+            mode=mode,
             boot_id_file=self.boot_id,
             namespace=NAMESPACE,
             daemonset=DAEMONSET,
@@ -188,9 +192,10 @@ class World:
         allow_loosening: bool = False,
         scan_interval: float = 0.1,
         told: Callable[[Path], bool] = tell_of,
+        mode: Mode = Mode.SERVE,
     ) -> AsyncIterator[Agent]:
         """The agent in this process."""
-        settings = self.settings(allow_loosening=allow_loosening, scan_interval=scan_interval)
+        settings = self.settings(allow_loosening=allow_loosening, scan_interval=scan_interval, mode=mode)
         agent = Agent(settings, self.client, listen=self._listen, told=told, calls=self.vfio)
         task = asyncio.create_task(agent.run())
         try:
@@ -199,7 +204,11 @@ class World:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-            await eventually(lambda: not self.kubelet.plugins)
+            await eventually(lambda: not self.ours())
+
+    def ours(self) -> list[str]:
+        """Resources for which the kubelet listens to the agent."""
+        return [name for name, p in self.kubelet.plugins.items() if p.endpoint.startswith(PREFIX)]
 
     def _listen(self) -> Listener:
         self.uevents = FakeUevents()

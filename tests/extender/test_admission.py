@@ -10,7 +10,9 @@ import pytest
 from migcompat.api import names
 from migcompat.api.compatibilitypolicy import CompatibilityPolicy
 from migcompat.api.meta import ObjectMeta
+from migcompat.api.vfionode import Mode as NodeMode
 from migcompat.fleet import stamp
+from migcompat.fleet.fleet import Fleet
 from migcompat.fleet.migrant import Mode
 from migcompat_extender.admission import Admission
 from migcompat_extender.refusals import Refusals
@@ -47,6 +49,24 @@ def test_a_target_is_steered_to_accepting_nodes_nearest_version_first() -> None:
     migrant = stamp_of(after)
     assert (migrant.name, migrant.node, migrant.mode) == ("vm-a", "node-1", Mode.ENFORCE)
     assert migrant.devices[0].declaration.self.attributes["software_version"] == "1.1.0"
+
+
+def test_targets_that_ask_for_another_plugins_resource_are_steered_and_denied_too() -> None:
+    foreign = "nvidia.com/GRID_T4-1Q"
+    fleet = Fleet()
+    holder = {"src": ("tenant-a", "virt-launcher-vm-a-src")}
+    fleet.put_pod(pod("vm-a", "node-1", resources=[foreign]))
+    fleet.put_vmi(vmi("vm-a", "node-1", resources=[foreign]))
+    for name, version, held in (("node-1", "1.1.0", holder), ("n2", "1.1.0", {}), ("n3", "1.0.0", {})):
+        fleet.put_node(node(name))
+        item = vfionode(name, {"src" if held else name: declared(version)}, allocated=held, resource=foreign)
+        item.status.mode = NodeMode.OBSERVE
+        fleet.put_vfionode(item)
+    asking = target(resources=[foreign])
+    after = patched(asking, admitted(fleet, review(asking)))
+    assert required_terms(after) == [{"matchFields": [by_name("In", "n2")]}]
+    fleet.drop_vfionode("n2")
+    assert not admitted(fleet, review(asking))["allowed"]
 
 
 def test_only_nodes_with_accepting_devices_free_are_named() -> None:

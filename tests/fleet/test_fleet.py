@@ -9,6 +9,7 @@ import pytest
 from migcompat.api import names
 from migcompat.api.compatibilitypolicy import CompatibilityPolicy
 from migcompat.api.meta import ObjectMeta
+from migcompat.api.vfionode import Mode as NodeMode
 from migcompat.api.vfionode import VFIONode
 from migcompat.engine.declaration import Declaration, Kind, Presence
 from migcompat.fleet.fleet import Fleet
@@ -501,3 +502,33 @@ def test_a_pool_of_any_domain_is_ours_while_a_node_publishes_it() -> None:
     assert [v.metadata.name for v in fleet.vmis()] == ["vm-a", "vm-b"]
     fleet.drop_vfionode("n2")
     assert not fleet.is_ours("example.com/gpu")
+
+
+def test_pools_that_another_plugin_serves_are_ours_once_an_agent_observes_them() -> None:
+    """Their names are in no domain of ours; a VFIONode that has them makes them so, whatever its mode."""
+    foreign = "nvidia.com/GRID_T4-1Q"
+    fleet = Fleet()
+    fleet.put_vmi(vmi("vm-a", "node-1", resources=[foreign]))
+    fleet.put_pod(pod("vm-a", "node-1", resources=[foreign]))
+    assert not fleet.is_ours(foreign)
+    assert fleet.vmis() == []
+    holder = {"src": ("tenant-a", "virt-launcher-vm-a-src")}
+    for name, devices, allocated in (
+        ("node-1", {"src": declared("1.1.0")}, holder),
+        ("n2", {"x": declared("1.1.0")}, {}),
+        ("n3", {"y": declared("1.0.0")}, {}),
+    ):
+        fleet.put_node(node(name))
+        item = vfionode(name, devices, allocated=allocated, resource=foreign)
+        item.status.mode = NodeMode.OBSERVE
+        fleet.put_vfionode(item)
+    assert fleet.is_ours(foreign)
+    assert [found.metadata.name for found in fleet.vmis()] == ["vm-a"]
+    migrant = migrant_of(fleet)
+    assert (migrant.asks, migrant.problem) == ({foreign: 1}, "")
+    assert fleet.fit(migrant, "n2").free
+    assert not fleet.fit(migrant, "n3").compatible
+    target = pod("vm-a", source="node-1", suffix="tgt", phase="Pending", resources=[foreign])
+    found = fleet.migrant_for_pod(target)
+    assert found is not None
+    assert (found.problem, found.devices) == ("", migrant.devices)

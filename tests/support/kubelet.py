@@ -80,7 +80,8 @@ class DeviceManager:
     ListAndWatch message received, in order. ``topology``: NUMA nodes of each device. ``pods``: what each
     container of each pod holds, or is being given. ``registrations``: every Register call that was accepted.
     ``shown_after``: seconds until PodResources shows an admitted pod. ``knows_pod_resources``: whether it is
-    new enough to serve that at its next start. ``takes_registrations``: what Register waits for.
+    new enough to serve that at its next start, ``tells_offers`` whether that has GetAllocatableResources.
+    ``takes_registrations``: what Register waits for.
     """
 
     kubelet_dir: Path
@@ -91,6 +92,7 @@ class DeviceManager:
     registrations: list[dp.RegisterRequest] = field(default_factory=list)
     shown_after: float = SHOWN_AFTER
     knows_pod_resources: bool = True
+    tells_offers: bool = True
     takes_registrations: asyncio.Event = field(default_factory=_set)
     _shown_at: dict[PodKey, float] = field(default_factory=dict)
     _plugins: dict[str, Plugin] = field(default_factory=dict)
@@ -215,6 +217,7 @@ class DeviceManager:
                     f"Allocate failed due to rpc error: code = {error.code().name} desc = {error.details()}"
                 ) from error
             answers[resource] = response.container_responses[0]
+            self._write_checkpoint()
         self._shown_at.setdefault(key, time.monotonic() + self.shown_after)
         return answers
 
@@ -293,6 +296,7 @@ class DeviceManager:
                     self.topology[device.ID] = [node.ID for node in device.topology.nodes]
                 self.resources[plugin.resource] = devices
                 self.messages.append((plugin.resource, devices))
+                self._write_checkpoint()
                 await self._notify()
         except grpc.aio.AioRpcError:
             pass  # the plugin went away; what that means is the same as for an orderly end
@@ -310,6 +314,12 @@ class DeviceManager:
             with contextlib.suppress(asyncio.CancelledError):
                 await plugin.watch
         await plugin.channel.close(None)
+
+    def _write_checkpoint(self) -> None:
+        """Replace the checkpoint by another file, as after each list of devices and each allocation."""
+        news = self.plugin_dir / ".checkpoint"
+        news.write_text("{}")
+        news.rename(self.plugin_dir / "kubelet_internal_checkpoint")
 
     async def _notify(self) -> None:
         async with self._changed:
@@ -379,10 +389,13 @@ class _PodResources(pr_grpc.PodResourcesListerServicer):
         request: pr.AllocatableResourcesRequest,
         context: grpc.aio.ServicerContext[pr.AllocatableResourcesRequest, pr.AllocatableResourcesResponse],
     ) -> pr.AllocatableResourcesResponse:
+        if not self._manager.tells_offers:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "unknown method GetAllocatableResources")
         devices = [
             pr.ContainerDevices(resource_name=resource, device_ids=[device])
             for resource, known in self._manager.resources.items()
-            for device in known
+            for device, healthy in known.items()
+            if healthy
         ]
         return pr.AllocatableResourcesResponse(devices=devices)
 

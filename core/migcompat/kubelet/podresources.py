@@ -12,6 +12,7 @@ from migcompat.kubelet.podresources_v1 import podresources_pb2_grpc as pb_grpc
 DEADLINE = 5.0
 
 Allocations = dict[tuple[str, str], PodRef]
+Offers = dict[str, frozenset[str]]
 
 
 class PodResources:
@@ -50,3 +51,18 @@ class PodResources:
             for devices in container.devices
             for device in devices.device_ids
         }
+
+    async def offers(self) -> Offers:
+        """``{resource: device ids}`` that plugins of the node offer as healthy, held or not.
+
+        Raises KubeletError. A plugin that is gone, or that has not registered since the kubelet's start,
+        offers nothing (``GetAllocatableDevices``, pkg/kubelet/cm/devicemanager/manager.go).
+        """
+        async with self._line.channel() as channel:
+            answer = await pb_grpc.PodResourcesListerStub(channel).GetAllocatableResources(
+                pb.AllocatableResourcesRequest(), timeout=self._deadline
+            )
+        found: dict[str, set[str]] = {}
+        for devices in answer.devices:
+            found.setdefault(devices.resource_name, set()).update(devices.device_ids)
+        return {resource: frozenset(ids) for resource, ids in found.items()}
