@@ -172,7 +172,8 @@ class State:
         """Whether a pod holds the device, or may: PodResources does not say otherwise."""
         if self.holders is None or self.allocations_problem is not None:
             return True
-        return (resource, id_) in self.holders
+        # As the kubelet has it, too: who holds a device in a pool that it is to leave keeps it there.
+        return (resource, id_) in self.holders or (resource, id_) in (self.allocations or {})
 
     @property
     def kubelet_asked(self) -> bool:
