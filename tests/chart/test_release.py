@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import subprocess
 import sys
@@ -45,10 +47,20 @@ def uninstall(plane: ControlPlane) -> None:
 
 
 def eventually_no_crds(plane: ControlPlane) -> None:
-    """A definition goes once the API server has removed its objects."""
-    deadline = time.monotonic() + 60
-    while found := crds(plane):
-        assert time.monotonic() < deadline, plane.kubectl("get", "crd", *found, "-o", "yaml")
+    """A definition goes once the API server has removed its objects.
+
+    While it cannot list these yet ("storage is (re)initializing") it waits twice as long after each attempt;
+    any change of the definition brings the next one at once.
+    """
+    deadline = time.monotonic() + 120
+    for attempt in itertools.count(1):
+        found = crds(plane)
+        if not found:
+            return
+        if attempt % 25 == 0:
+            with contextlib.suppress(ClusterError):  # it has gone just now
+                plane.kubectl("annotate", "--overwrite", *found, f"example.org/attempt={attempt}")
+        assert time.monotonic() < deadline, plane.kubectl("get", *found, "-o", "yaml")
         time.sleep(0.2)
 
 

@@ -13,7 +13,18 @@ from migcompat.engine.declaration import Kind
 from migcompat.engine.policy import DEFAULT_POLICY, check_policy, supply
 from migcompat.engine.verdict import decide
 
-from tests.support.catalogue import CATALOGUE, answer, policy_of, published, raw, showing, spec_of
+from tests.support import fleets
+from tests.support.catalogue import (
+    CATALOGUE,
+    HOLDER,
+    POOL,
+    answer,
+    policy_of,
+    published,
+    raw,
+    showing,
+    spec_of,
+)
 
 NAMES = sorted(path.stem for path in CATALOGUE.glob("*.yaml"))
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "catalogue.md").read_text()
@@ -265,6 +276,19 @@ def test_a_policy_changes_nothing_for_devices_that_declare_sets(name: str) -> No
     assert set(DEFAULT_POLICY.set_attributes) <= set(spec.set_attributes)
     assert spec.dynamic_attributes == DEFAULT_POLICY.dynamic_attributes
     assert (spec.unknown, spec.cross_type) == (DEFAULT_POLICY.unknown, DEFAULT_POLICY.cross_type)
+
+
+@pytest.mark.parametrize(
+    "entries", [[{"software_version": "1.1.0"}], []], ids=["accepts another version", "accepts nothing"]
+)
+def test_what_devices_declare_themselves_is_not_for_the_catalogue(entries: list[dict[str, str]]) -> None:
+    """It would take what the device, which knows better, refuses; or call unknown what is known."""
+    ours = policy_of(raw("nvidia-vgpu"))
+    ours.metadata.labels = {names.MANAGED_BY: names.OPERATOR}
+    source = fleets.vfionode("n1", {"a": fleets.declared("1.2.0")}, allocated={"a": HOLDER}, resource=POOL)
+    target = fleets.vfionode("n2", {"b": fleets.declared("1.2.0", accepts=entries)}, resource=POOL)
+    assert answer([ours], source, target) == answer([], source, target)
+    assert answer([ours], source, target)[0] is False
 
 
 def test_no_two_policies_of_the_catalogue_select_the_same_device() -> None:

@@ -148,3 +148,12 @@ def declaration(status: VFIONodeStatus, device: Device) -> Declaration | None:
         return None
     own = SelfSet(profile.self.presence, {**profile.self.attributes, **device.dynamic}, profile.self.problem)
     return Declaration(profile.kind, own, acceptance, shown=status.shown.get(device.shown, {}))
+
+
+def declares(device: Device) -> bool:
+    """Whether *device* says anything itself about what it is or accepts, be it malformed or unreadable."""
+    return (device.profile, device.acceptance) not in _SILENT
+
+
+_SILENT = frozenset((said[0], said[2]) for said in (split(Declaration(kind)) for kind in Kind))
+"""Keys of what a device is and accepts that says nothing of either."""

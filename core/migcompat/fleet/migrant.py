@@ -19,12 +19,16 @@ class Mode(enum.StrEnum):
 
 
 class Facts(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """What policies select devices by (semantics §5). ``vendor``: 4 hex digits, empty outside PCI."""
+    """What policies select devices by (semantics §5). ``vendor``: 4 hex digits, empty outside PCI.
+
+    ``declares``: whether the device says itself what it is or accepts, so that it needs no catalogue.
+    """
 
     driver: str = ""
     type: str = ""
     device_api: str = ""
     vendor: str = ""
+    declares: bool = False
 
 
 class MigrantDevice(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):

@@ -8,14 +8,14 @@ import msgspec
 
 from migcompat.api.compatibilitypolicy import CompatibilityPolicy, CompatibilityPolicySpec
 from migcompat.api.names import digest
-from migcompat.api.vfionode import Device
+from migcompat.api.vfionode import Device, declares
 from migcompat.engine.policy import DEFAULT_POLICY, Policy, PolicyError, check_policy
 from migcompat.fleet.migrant import Facts
 
 
 def facts_of(device: Device) -> Facts:
     """What policies select a device by."""
-    return Facts(device.driver, device.type, device.device_api, device.pci_id[:4])
+    return Facts(device.driver, device.type, device.device_api, device.pci_id[:4], declares(device))
 
 
 class Selected(msgspec.Struct, frozen=True):
@@ -36,11 +36,14 @@ class _Rule(msgspec.Struct, frozen=True):
     key: str
     precedence: tuple[int, bool]
     """How many keys are given; of equally many, what people wrote comes before the catalogue."""
+    of_catalogue: bool
+    """It speaks for devices that do not speak for themselves, and for no others."""
 
     def selects(self, facts: Facts, labels: Mapping[str, str]) -> bool:
         device = self.spec.selector.device
         return (
-            device.driver in ("", facts.driver)
+            not (self.of_catalogue and facts.declares)
+            and device.driver in ("", facts.driver)
             and device.type in ("", facts.type)
             and device.device_api in ("", facts.device_api)
             and device.vendor in ("", facts.vendor)
@@ -65,7 +68,8 @@ class PolicySet:
             device = spec.selector.device
             given = (device.driver, device.type, device.device_api, device.vendor)
             keys = sum(map(bool, given)) + len(spec.selector.node_labels)
-            rules.append(_Rule(name, spec, digest(spec), (-keys, item.is_of_catalogue)))
+            catalogue = item.is_of_catalogue
+            rules.append(_Rule(name, spec, digest(spec), (-keys, catalogue), catalogue))
         self._rules = sorted(rules, key=lambda r: (r.precedence, r.name))
         self._label_keys = sorted({key for rule in rules for key in rule.spec.selector.node_labels})
         self._memo: dict[tuple[Facts, tuple[str | None, ...]], Selected] = {}
