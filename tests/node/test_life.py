@@ -105,7 +105,7 @@ def test_a_killed_plugin_comes_back_and_serves(cluster: NodeCluster, vm: Launche
         assert containers.running(now, "device-plugin") not in (None, killed), "with another container"
     figures.spread("plugin killed → the kubelet offers its devices again", offers)
     figures.spread("plugin killed → the next VM runs with a device", gets)
-    assert vms.allocated_to(cluster, SUBJECT) == {vm.devices[0]: vm.pod}
+    vms.until_allocated_to(cluster, SUBJECT, {vm.devices[0]: vm.pod})
 
 
 def test_an_upgrade_replaces_agents_one_by_one_and_keeps_what_they_published(
@@ -156,7 +156,7 @@ def test_a_device_that_goes_while_a_vm_has_it_is_missed_until_it_comes_back(
     until_offers(cluster, SUBJECT)
     figures.add("device back → the kubelet offers it", f"{time.monotonic() - begun:.1f} s")
     cluster.wait(lambda: vms.answer(cluster, VM) == CAN_MOVE, "the VM can move again")
-    assert vms.allocated_to(cluster, SUBJECT) == {device: vm.pod}
+    vms.until_allocated_to(cluster, SUBJECT, {device: vm.pod})
 
 
 def test_a_migrated_vm_outlives_a_kubelet_restart_after_labels_and_policies_changed(
@@ -221,7 +221,7 @@ def test_a_node_that_reboots_counts_again_once_its_agent_has_published(
     assert containers.asked_for(node, lost.compute.pod_uid) == ran, "nothing of it was started again"
     cluster.wait(lambda: cluster.vmi("vm-r", NAMESPACE)["status"]["phase"] == "Failed", "KubeVirt knows")
     assert cluster.held(OTHER, POOL) == {}
-    assert vms.allocated_to(cluster, OTHER) == {}
+    vms.until_allocated_to(cluster, OTHER, {})
     vms.end(cluster, "vm-r")
     assert vms.start(cluster, "vm-s", OTHER).devices == lost.devices, "the device serves the next VM"
     vms.end(cluster, "vm-s")

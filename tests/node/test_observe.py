@@ -88,7 +88,7 @@ def test_after_the_change_to_serving_the_vm_has_its_device_and_nobody_else_gets_
         device["problem"]
         == f"pod default/{vm.pod} holds it as {group} of {POOL}, given out by another plugin"
     )
-    assert vms.allocated_to(bare, SOURCE) == {ALL[SOURCE][0]: vm.pod}
+    vms.until_allocated_to(bare, SOURCE, {ALL[SOURCE][0]: vm.pod})
     node = bare.nodes[SOURCE]
     node.stop_kubelet()
     node.start_kubelet()

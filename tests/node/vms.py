@@ -140,6 +140,15 @@ def allocated_to(cluster: NodeCluster, node: str) -> dict[str, str]:
     }
 
 
+def until_allocated_to(cluster: NodeCluster, node: str, holders: dict[str, str]) -> None:
+    """Until :func:`allocated_to` is `holders`: the agent asks the kubelet now and then."""
+    cluster.wait(
+        lambda: allocated_to(cluster, node) == holders,
+        f"the VFIONode of {node} has the holders {holders}",
+        on_failure=lambda: str(allocated_to(cluster, node)),
+    )
+
+
 def answer(cluster: NodeCluster, vm: str) -> tuple[str, str, str]:
     """TARGETS, MIGRATABLE and REASON of the VM; empty strings where nobody has answered."""
     found = cluster.plane.get("migrationcompat", "-n", NAMESPACE)["items"]
