@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from migcompat.api.vfionode import Device as PublishedDevice
 from migcompat.api.vfionode import Health, PodRef
 from migcompat.engine.declaration import Declaration, Kind
 from migcompat.kubelet.podresources import Allocations, Offers
@@ -151,6 +152,14 @@ def test_who_had_a_device_is_remembered_until_it_goes() -> None:
     assert places(observation.see(MDEV, {}, {}, configuration)) == {UUID: f"({POOL})"}
     observation.see({}, {}, {}, configuration)
     assert places(observation.see(MDEV, {}, {}, configuration)) == {UUID: f"({NOT_OFFERED})"}
+
+
+def test_what_was_published_before_counts_where_nothing_was_seen_since() -> None:
+    observation = Observation()
+    observation.see({**MDEV, **CARD}, {}, offers("12"), Configuration())
+    observation.recall([PublishedDevice(id_, OTHER, "p", "a", Kind.MDEV) for id_ in (UUID, GPU)])
+    seen = observation.see({**MDEV, **CARD}, {}, {}, Configuration())
+    assert places(seen) == {UUID: f"({POOL})", GPU: f"({OTHER})", SOUND: f"({NOT_OFFERED})"}
 
 
 # -- mode serve ---------------------------------------------------------------------------------------------

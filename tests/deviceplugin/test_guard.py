@@ -416,6 +416,22 @@ async def test_device_that_vanished_is_refused(node: World) -> None:
             await node.kubelet.prestart("tenant-a", pod.metadata.name, CONTAINER)
 
 
+async def test_device_that_came_in_place_of_the_one_given_out_is_refused(node: World) -> None:
+    """Under its id, but of another type: what the kubelet gave out is no more."""
+    node.add(1)
+    node.add(2, "2.0.0")
+    node.source_vm()
+    pod = node.target_pod()
+    async with node.running():
+        await node.registered(count=2)
+        await node.kubelet.admit("tenant-a", pod.metadata.name, CONTAINER, {POOL: 1})
+        assert node.kubelet.allocated(POOL) == {uuid(1)}
+        node.remove(1)
+        node.add(1, type_="GRID-T4-2Q")
+        with pytest.raises(PreStartError, match=f"migcompat guard: DeviceGone: a device of {POOL} is gone"):
+            await node.kubelet.prestart("tenant-a", pod.metadata.name, CONTAINER)
+
+
 async def test_device_that_is_unhealthy_by_now_is_refused(node: World) -> None:
     device = node.add(1)
     node.source_vm()
@@ -505,7 +521,10 @@ async def test_devices_of_which_several_pods_are_named_are_refused(
         for number in (1, 2):
             node.api.put(PODS, fleets.pod(f"vm-{number}", NODE))
             held = {CONTAINER: {POOL: [uuid(number)]}}
-            node.kubelet.pods[("tenant-a", f"virt-launcher-vm-{number}-src")] = held
+            pod = ("tenant-a", f"virt-launcher-vm-{number}-src")
+            node.kubelet.pods[pod] = held
+            await node.kubelet.admit(*pod, CONTAINER, {})
+        await eventually(lambda: len(node.kubelet.shown()) == 2)
         request = pb.PreStartContainerRequest(devices_ids=[uuid(1), uuid(2)])
         with pytest.raises(grpc.aio.AioRpcError, match="migcompat guard: PodUnknown: "):
             await node.kubelet.plugins[POOL].stub.PreStartContainer(request)

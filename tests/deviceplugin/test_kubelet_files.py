@@ -39,7 +39,10 @@ async def watching(*paths: Path) -> AsyncIterator[tuple[KubeletFiles, Heard]]:
         await task
 
 
-async def test_a_file_that_is_made_replaced_or_removed_is_told(tmp_path: Path) -> None:
+async def test_a_file_that_is_made_replaced_or_removed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "AGAIN", 3600.0)
     file = tmp_path / "one/kubelet.sock"
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()

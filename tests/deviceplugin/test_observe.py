@@ -12,7 +12,7 @@ from migcompat.api.vfionode import Device, Health, Mode, PodRef
 from migcompat_deviceplugin import metrics, observation
 from migcompat_deviceplugin.observing import NOT_OFFERED
 
-from tests.deviceplugin.world import CONTAINER, NODE, World, eventually, uuid
+from tests.deviceplugin.world import CONTAINER, NODE, POOL, World, eventually, uuid
 from tests.support import fleets
 from tests.support.kubelet import AdmissionError
 from tests.support.otherplugin import OtherPlugin, other_plugin
@@ -258,6 +258,17 @@ async def test_from_observe_to_serve_with_a_vm_running(node: World) -> None:
         await eventually(lambda: devices(node)[uuid(1)].allocated_to is None)
         await node.kubelet.admit("tenant-a", "third", CONTAINER, {VGPU: 1})
         assert node.kubelet.allocated(VGPU) == {uuid(1), uuid(2)}
+
+
+async def test_another_plugins_pool_is_not_kept_in_mode_serve(node: World) -> None:
+    """Where no file says so, a held device too is in the pool that has our name."""
+    node.add(1)
+    async with plugin(node, VGPU, uuid(1)), node.running(mode=Mode.OBSERVE):
+        await holds(node, VGPU)
+        await eventually(lambda: uuid(1) in devices(node) and devices(node)[uuid(1)].allocated_to == HOLDER)
+    async with node.running():
+        await node.kubelet.wait_for(lambda: node.kubelet.resources.get(POOL) == {uuid(1): False})
+        assert devices(node)[uuid(1)].resource == POOL
 
 
 async def test_a_kubelet_that_has_not_heard_yet_is_refused_the_held_device(node: World) -> None:

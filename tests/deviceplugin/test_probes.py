@@ -6,27 +6,30 @@ import asyncio
 import errno
 import logging
 import queue
+import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from migcompat.api.vfionode import Device, Migration, MigrationState
 from migcompat.engine.declaration import Declaration, Kind
 from migcompat.kube.kinds import VFIONODES
 from migcompat.kubelet.podresources import Allocations
-from migcompat.sysfs.appearance import Appearance
+from migcompat.sysfs.appearance import Appearance, appearance
 from migcompat.sysfs.scan import FoundDevice
+from migcompat.vfio.probe import NotKnown, Why
 from migcompat_deviceplugin import metrics, probes
 from migcompat_deviceplugin.app import Agent
 from migcompat_deviceplugin.inventory import NOT_ASKED_YET
 from migcompat_deviceplugin.inventory import Device as InventoryDevice
-from migcompat_deviceplugin.probes import Asker, Probes
+from migcompat_deviceplugin.probes import Answer, Asker, Probes
 
-from tests.deviceplugin.world import POOL, World, eventually, uuid
+from tests.deviceplugin.world import CONTAINER, POOL, World, eventually, uuid
 from tests.support.fabricate import add_driver, link
 from tests.support.uevents import message
-from tests.support.vfio import P2P, PRE_COPY, STOP_COPY
+from tests.support.vfio import P2P, PRE_COPY, STOP_COPY, FakeVfio
 
 NEVER = 3600.0
 CAN = Migration(True, (MigrationState.STOP_COPY,))
@@ -430,6 +433,27 @@ async def test_allocate_waits_until_the_device_is_closed(node: World, release: t
         await eventually(lambda: answers(node) == {uuid(1): CAN})
 
 
+async def test_no_target_starts_while_its_device_is_open(node: World, release: threading.Event) -> None:
+    """An earlier agent has given the device out, and this one asks it: PodResources named nobody yet."""
+    node.add(1)
+    node.add(2)
+    asked = node.plug(1, hang=release)
+    node.plug(2)
+    node.source_vm()
+    pod = node.target_pod()
+    async with node.running():
+        await node.registered(count=1)
+        await eventually(lambda: asked.asked)
+        node.kubelet.pods["tenant-a", pod.metadata.name] = {CONTAINER: {POOL: [uuid(1)]}}
+        await node.kubelet.admit("tenant-a", pod.metadata.name, CONTAINER, {})
+        starting = asyncio.create_task(node.kubelet.prestart("tenant-a", pod.metadata.name, CONTAINER))
+        await asyncio.sleep(0.5)
+        assert not starting.done()
+        release.set()
+        await starting
+        assert node.vfio.left_open == []
+
+
 async def test_a_device_that_is_handed_out_is_not_asked_any_more(
     node: World, release: threading.Event
 ) -> None:
@@ -503,12 +527,12 @@ class Scripted(Asker):
     def __init__(self) -> None:
         super().__init__(Path("/nowhere"), Path("/nowhere"))
         self.questions = 0
-        self.answers: queue.Queue[tuple[Appearance, Migration]] = queue.Queue()
+        self.answers: queue.Queue[tuple[Appearance, Answer]] = queue.Queue()
 
     def forbidden(self) -> None:
         return None
 
-    def ask(self, found: FoundDevice) -> tuple[Appearance, Migration]:
+    def ask(self, found: FoundDevice) -> tuple[Appearance, Answer]:
         self.questions += 1
         return self.answers.get(timeout=20)
 
@@ -568,6 +592,76 @@ async def test_a_device_made_anew_while_it_is_asked_is_asked_again_without_anoth
     assert known(made) == (True, None)
     asker.answers.put((seen(2), CANNOT))
     await eventually(lambda: known(made) == (False, CANNOT))
+
+
+async def test_a_question_that_fails_after_the_device_was_handed_out_changes_nothing(
+    scripted: tuple[Probes, Scripted],
+) -> None:
+    """It is in use, so what an earlier agent was told of it still counts."""
+    made, asker = scripted
+    made.consider({"a": DEVICE}, {"a": seen(1)})
+    await eventually(lambda: asker.questions == 1)
+    letting_go = asyncio.create_task(made.let_go(["a"]))
+    await eventually(lambda: known(made) == (False, None))
+    failures = figure("Failed")
+    asker.answers.put((seen(1), NotKnown(Why.FAILED, "VFIO_DEVICE_BIND_IOMMUFD: EIO")))
+    await letting_go
+    await eventually(lambda: not made._under_way)
+    assert figure("Failed") == failures
+    made.recall([Device("a", POOL, "p", "a", Kind.MDEV, driver="d", migration=CAN)])
+    assert known(made) == (False, CAN)
+
+
+async def test_a_neighbour_that_was_asked_but_is_unhealthy_keeps_no_device_from_being_asked(
+    scripted: tuple[Probes, Scripted],
+) -> None:
+    made, asker = scripted
+    a = grouped("a")
+    made.consider({"a": a}, {"a": seen(1)})
+    asker.answers.put((seen(1), CAN))
+    await eventually(lambda: known(made) == (False, CAN))
+    unbound = msgspec.structs.replace(a, found=msgspec.structs.replace(a.found, problem="no driver is bound"))
+    b = grouped("b")
+    made.consider({"a": unbound, "b": b}, {"a": seen(1), "b": seen(2)})
+    asker.answers.put((seen(2), CANNOT))
+    await eventually(lambda: not made.applied({"b": b})["b"].waiting)
+    assert made.applied({"b": b})["b"].migration == CANNOT
+    assert asker.questions == 2
+
+
+class Replacing(FakeVfio):
+    """While a device is asked, another one comes in its place."""
+
+    def __init__(self, dev_root: Path, directory: Path) -> None:
+        super().__init__(dev_root)
+        self.directory = directory
+
+    def ioctl(self, descriptor: int, request: int, argument: int | bytearray) -> int:
+        answer = super().ioctl(descriptor, request, argument)
+        if self.calls[-1] == "DEVICE_FEATURE":
+            self.directory.rename(self.directory.with_name("gone"))
+            shutil.copytree(self.directory.with_name("gone"), self.directory, symlinks=True)
+        return answer
+
+
+def test_an_answer_that_may_be_of_a_device_made_anew_meanwhile_does_not_count(node: World) -> None:
+    directory = node.add(1)
+    found = FoundDevice(
+        uuid(1), Kind.MDEV, str(directory.relative_to(node.sysfs)), Declaration(Kind.MDEV), driver="nvidia"
+    )
+    vfio = Replacing(node.dev, directory)
+    vfio.plug(uuid(1), group="101", vfio_dev="vfio1")
+    before = appearance(node.sysfs, found.path)
+    asked, answer = Asker(node.sysfs, node.dev, vfio).ask(found)
+    assert asked == before
+    assert answer == NotKnown(Why.NO_NODE, "it went away while it was asked")
+    assert vfio.left_open == []
+
+
+def grouped(id_: str) -> InventoryDevice:
+    """A device of IOMMU group 7."""
+    found = msgspec.structs.replace(DEVICE.found, id=id_, path=f"devices/{id_}", iommu_group="7")
+    return InventoryDevice(found, POOL)
 
 
 def link_group(node: World, number: int, group: int) -> None:

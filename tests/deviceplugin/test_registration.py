@@ -109,8 +109,10 @@ async def test_device_that_cannot_be_taken_for_one_now_stays_unhealthy(node: Wor
         (function / "driver").unlink()
         (function / "driver").touch()
         await eventually(lambda: node.kubelet.resources[VF_POOL] == {"0000:00:05.0": False})
-        (published,) = node.vfionode.status.devices
-        assert "driver is no readable link" in published.problem
+        # The kubelet hears first, what is published follows.
+        await eventually(
+            lambda: "driver is no readable link" in "".join(d.problem for d in node.vfionode.status.devices)
+        )
 
         (function / "driver").unlink()
         (function / "driver").symlink_to(driver)
@@ -150,6 +152,18 @@ async def test_sockets_of_an_earlier_process_are_removed(node: World) -> None:
     async with node.running():
         await node.registered()
         assert (left.exists(), foreign.exists()) == (False, True)
+
+
+async def test_a_socket_that_somebody_removes_brings_a_new_registration(node: World) -> None:
+    """The kubelet's stream goes on, but who has to connect anew would find nobody."""
+    node.add(1)
+    async with node.running():
+        await node.registered()
+        (ours,) = node.kubelet.plugin_dir.glob("migcompat-*.sock")
+        ours.unlink()
+        await eventually(lambda: len(node.kubelet.registrations) == 2)
+        assert [path.exists() for path in node.kubelet.plugin_dir.glob("migcompat-*.sock")] == [True]
+        await node.registered(count=1)
 
 
 async def test_pools_are_registered_each_on_its_own(node: World) -> None:

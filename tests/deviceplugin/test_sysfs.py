@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 from migcompat.sysfs import scan as discovery
-from migcompat.sysfs.scan import ScanResult
+from migcompat.sysfs.scan import ScanProblem, ScanResult
 from migcompat_deviceplugin import sysfs as module
 from migcompat_deviceplugin.devnodes import DevDir
 from migcompat_deviceplugin.sysfs import Sysfs, SysfsError
 
 from tests.deviceplugin.world import PARENT, POOL, World, eventually, uuid
+from tests.support.fabricate import add_mdev
 
 
 async def test_hanging_scan_is_given_up_and_starts_no_second_thread(
@@ -169,3 +170,26 @@ async def test_paths_of_events_name_devices_and_who_depends_on_them(node: World)
     assert sysfs.named([f"{port}/{OTHER}", "/devices/virtual/vfio/7"]) is None
     assert sysfs.named(["/"]) is None
     assert sysfs.named([]) == set()
+
+
+async def test_an_event_of_a_pf_is_about_the_mdevs_of_its_vfs_too(node: World) -> None:
+    """In whatever order they are known: what was looked at last is behind the others."""
+    at = neighbours(node)
+    add_mdev(node.sysfs, f"{PORT}/{VF}", uuid(3), type_id="nvidia-557", driver="nvidia", group=103)
+    sysfs = Sysfs(node.sysfs, dev=DevDir(node.dev))
+    await sysfs.scan()
+    rebind(at(VF), "")
+    await sysfs.glance([VF])
+    assert sysfs.named([f"/devices/{PORT}/{PF}"]) == {PF, VF, uuid(3)}
+
+
+async def test_a_device_that_goes_while_it_is_read_is_gone(
+    node: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.add(1)
+    sysfs = Sysfs(node.sysfs, dev=DevDir(node.dev))
+    assert set(await sysfs.scan()) == {uuid(1)}
+    node.remove(1)
+    listed = ScanProblem(f"bus/mdev/devices/{uuid(1)}", "cannot be read (No such file or directory)")
+    monkeypatch.setattr(module, "scan", lambda _root: ScanResult((), (listed,)))
+    assert await sysfs.scan() == {}

@@ -206,6 +206,22 @@ async def test_a_scan_that_fails_does_not_lose_the_event(
     assert figure("migcompat_agent_uevent_lag_seconds_count") == lags + 1
 
 
+async def test_a_publication_that_fails_does_not_lose_the_event(node: World) -> None:
+    lags = figure("migcompat_agent_publish_lag_seconds_count")
+    failures = figure("migcompat_agent_publish_failures_total")
+    node.add(1)
+    async with node.running(scan_interval=NEVER) as agent:
+        await node.registered(count=1)
+        await eventually(lambda: agent.state.problem() is None)
+        node.api.broken.add("vfionodes")
+        node.add(2)
+        node.uevents.send()
+        await eventually(lambda: figure("migcompat_agent_publish_failures_total") > failures)
+        node.api.broken.clear()
+        await node.registered(count=2)
+    assert figure("migcompat_agent_publish_lag_seconds_count") == lags + 1
+
+
 async def test_an_agent_that_may_not_listen_says_so_once_and_goes_on(
     node: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -82,8 +82,10 @@ def test_everything_that_a_file_may_hold() -> None:
 
 
 def test_ids_that_look_like_numbers_are_taken_as_they_are_written() -> None:
-    (only,) = read("resources: [{name: a, selectors: [{vendors: [8086, 0x10de, 0010, 1e36]}]}]").resources
-    assert only.selectors[0].wanted["vendors"] == {"8086", "10de", "0010", "1e36"}
+    (only,) = read(
+        "resources: [{name: a, selectors: [{vendors: [8086, 0x10de, 0X1AF4, 0010, 1e36]}]}]"
+    ).resources
+    assert only.selectors[0].wanted["vendors"] == {"8086", "10de", "1af4", "0010", "1e36"}
 
 
 def test_no_resources_are_the_default_ones() -> None:
