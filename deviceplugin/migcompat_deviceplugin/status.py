@@ -103,7 +103,7 @@ def _gone(state: State) -> Iterator[Condition]:
         for (resource, id_), pod in sorted((state.holders or {}).items())
         if resource in state.served and id_ not in state.inventory
     ]
-    if told and not state.scan_problem:
+    if told:
         yield _wrong(
             DEVICES_USABLE, "HeldDeviceGone", f"{len(told)} device(s) went while pods hold them", told
         )
