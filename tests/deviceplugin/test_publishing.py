@@ -15,6 +15,7 @@ from migcompat_deviceplugin.status import CONTENT_LIMIT, bounded, label_patch, l
 
 from tests.deviceplugin.world import NODE, POOL, World, eventually, uuid
 from tests.support import fleets
+from tests.support.fabricate import link, write
 from tests.support.sysfs import set_migration
 
 
@@ -83,6 +84,38 @@ async def test_driver_upgrade_reaches_vfionode_and_labels_without_restart(node: 
         (after,) = node.vfionode.status.profiles
         await eventually(lambda: names.NODE_OFFERS_PREFIX + after in node.labels)
         assert names.NODE_OFFERS_PREFIX + before not in node.labels
+
+
+async def test_another_version_of_the_driver_is_shown_without_restart(node: World) -> None:
+    """A module that was replaced: that the device left and came back may have been missed."""
+    node.add(1)
+    module = node.sysfs / "module/nvidia"
+
+    def shown() -> list[dict[str, str]]:
+        return list(node.vfionode.status.shown.values())
+
+    async with node.running():
+        await node.registered()
+        write(module, {"version": "580.95.05"})
+        await eventually(lambda: [each.get("driver_version") for each in shown()] == ["580.95.05"])
+        write(module, {"version": "580.105.08"})
+        await eventually(lambda: [each.get("driver_version") for each in shown()] == ["580.105.08"])
+        assert node.kubelet.resources[POOL] == {uuid(1): True}
+
+
+async def test_another_iommu_group_is_published_and_handed_out(node: World) -> None:
+    device = node.add(1)
+    async with node.running():
+        await node.registered()
+        assert node.vfionode.status.devices[0].iommu_group == "101"
+        moved = node.sysfs / "kernel/iommu_groups/7"
+        (device / "iommu_group").resolve().rename(moved)
+        link(device / "new", moved)
+        (device / "new").rename(device / "iommu_group")
+        (node.dev / "vfio/101").rename(node.dev / "vfio/7")
+        answer = await node.kubelet.admit("ns", "pod", "compute", {POOL: 1})
+        assert "/dev/vfio/7" in [spec.container_path for spec in answer[POOL].devices]
+        await eventually(lambda: node.vfionode.status.devices[0].iommu_group == "7")
 
 
 async def test_holders_are_published_and_a_released_device_is_free_again(node: World) -> None:

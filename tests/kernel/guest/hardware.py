@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import uuid
 from pathlib import Path
 
@@ -84,6 +85,11 @@ def mdev_driver(name: str) -> str:
     return link(MDEV / name / "driver")
 
 
+def iommu_group(name: str) -> str:
+    """The number of an mdev's IOMMU group."""
+    return link(MDEV / name / "iommu_group")
+
+
 def unbind_mdev(name: str) -> None:
     """Take an mdev's driver away, for good: nothing binds it again.
 
@@ -138,6 +144,19 @@ def bind(address: str, name: str = VFIO_PCI) -> None:
     write(PCI / address / "driver_override", name)
     write(SYS / "bus/pci/drivers_probe", address)
     assert driver(address) == name, f"{address} is bound to {driver(address)!r}"
+
+
+# -- modules --------------------------------------------------------------------------------------------
+
+
+def unload(module: str) -> None:
+    """Remove a driver's module, as an upgrade does, and with it the driver from its devices."""
+    subprocess.run(["busybox", "rmmod", module], check=True, timeout=30)
+
+
+def load(module: str) -> None:
+    """Insert a driver's module; it takes the devices that it is meant for."""
+    subprocess.run(["modprobe", module], check=True, timeout=30)
 
 
 # -- all of them ----------------------------------------------------------------------------------------

@@ -116,6 +116,50 @@ async def test_an_mdev_that_loses_its_driver_is_unhealthy_until_it_goes(node: No
     assert node.view == {}
 
 
+async def test_an_mdev_that_comes_back_in_another_iommu_group_is_handed_out_by_that(node: Node) -> None:
+    """The agent sees before and after alone: the id never goes. Another device has the group's number."""
+    name = hardware.create("mtty-1")
+    await node.settled()
+    former = hardware.iommu_group(name)
+    with node.agent.frozen():
+        hardware.remove(name)
+        other = hardware.create("mtty-1")
+        hardware.create("mtty-1", name)
+    group = hardware.iommu_group(name)
+    assert hardware.iommu_group(other) == former != group, "the kernel numbers otherwise: this shows nothing"
+    await node.settled()
+    await node.comes_true(
+        lambda: {id_: d.iommu_group for id_, d in node.published.items()} == {name: group, other: former}
+    )
+    answer = (await node.kubelet.admit("ns", "pod", "compute", {MTTY: 2}))[MTTY]
+    node.kubelet.release("ns", "pod")
+    assert {f"/dev/vfio/{group}", f"/dev/vfio/{former}"} < {device.host_path for device in answer.devices}
+
+
+async def test_a_driver_is_unloaded_and_loaded_again(node: Node) -> None:
+    """As its upgrade does. A parent driver's mdevs go with it; functions lose it and get it back."""
+    vf = hardware.set_vfs(hardware.physical_function(NVME), 1)[0]
+    hardware.bind(vf)
+    name = hardware.create("mtty-1")
+    await node.settled()
+    (functions,) = [devices for pool, devices in node.view.items() if pool != MTTY]
+    assert functions == {vf: True}
+    hardware.unload("mtty")
+    hardware.unload("vfio-pci")
+    try:
+        await node.settled()
+        assert node.view == {}
+        await node.comes_true(lambda: not node.published)
+    finally:
+        hardware.load("vfio-pci")
+        hardware.load("mtty")
+    hardware.create("mtty-1", name)
+    await node.settled()
+    assert functions in node.view.values()
+    assert node.view[MTTY] == {name: True}
+    await node.comes_true(lambda: node.published.keys() == {name, vf})
+
+
 @pytest.mark.parametrize("ids", [NVME, IGB], ids=["nvme", "igb"])
 async def test_the_number_of_vfs_changes(node: Node, ids: tuple[str, str], figure: Figure) -> None:
     pf = hardware.physical_function(ids)
