@@ -54,6 +54,10 @@ class Mdev:
         return self.aggregator or UNTOUCHED
 
 
+UNIQUE = Mdev("9.0.0", None, (Entry("9.0.0"),))
+"""What no :func:`any_mdev` accepts."""
+
+
 def any_mdev(chance: random.Random) -> Mdev:
     """A device that mostly accepts its own version and older ones of the same major one."""
     version = chance.choice(_VERSIONS)

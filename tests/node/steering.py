@@ -114,6 +114,14 @@ def settle(cluster: NodeCluster, devices: Devices, homes: Mapping[str, tuple[str
     return travellers
 
 
+def strand(cluster: NodeCluster, devices: dict[str, dict[str, Mdev]], traveller: Traveller) -> None:
+    """The VM's devices are of a kind that no other accepts from now on."""
+    for id_ in traveller.ids:
+        devices[traveller.home][id_] = oracle.UNIQUE
+    place(cluster, devices)
+    traveller.sources = (oracle.UNIQUE,) * len(traveller.ids)
+
+
 def _phases(cluster: NodeCluster, chosen: Iterable[str]) -> set[str]:
     found = cluster.plane.get("vmi", "-n", NAMESPACE)["items"]
     return {i.get("status", {}).get("phase", "") for i in found if i["metadata"]["name"] in set(chosen)}
