@@ -106,7 +106,7 @@ def recalled(result: ScanResult, published: Sequence[PublishedDevice]) -> dict[s
 
 def _is_served(id_: str, kind: Kind, type_: str, pci_id: str) -> bool:
     """Whether its id is one for the kubelet, and what its pool depends on could be read."""
-    return bool(type_ if kind is Kind.MDEV else pci_id) and len(id_) <= ID_LIMIT
+    return bool(type_ or (pci_id and kind is not Kind.MDEV)) and len(id_) <= ID_LIMIT
 
 
 def _is_same(found: FoundDevice, type_: str, pci_id: str) -> bool:

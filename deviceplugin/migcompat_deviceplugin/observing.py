@@ -6,6 +6,7 @@ rules for people.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -21,6 +22,10 @@ from migcompat_deviceplugin.inventory import Device, Held, Inventory
 
 NOT_OFFERED = f"{RESOURCE_DOMAIN}/not-offered"
 """Where devices are published that no plugin offers. Nobody serves it, so no pod can ask for it."""
+
+
+_TOLD = 5
+"""Ids that a doubt names."""
 
 
 def take(
@@ -95,16 +100,25 @@ def _claims(
         known.setdefault(resource, {})[id_] = pod
     ids = Ids(inventory)
     claims: dict[str, list[_Claim]] = {}
-    unknown = []
+    unknown: list[str] = []
     taken = set(former.values())
+    of_vfio: dict[str, dict[str, list[str]]] = {}
     for resource, holders in sorted(known.items()):
         meant = {id_: _meant(resource, id_, ids, inventory, configuration) for id_ in sorted(holders)}
-        if not _is_of_vfio(resource, meant, ids, configuration, taken):
-            continue
+        if _is_of_vfio(resource, meant, ids, configuration, taken):
+            of_vfio[resource] = meant
+        else:
+            unknown += _half_known(resource, meant, configuration)
+    named = Counter(id_ for meant in of_vfio.values() for id_ in meant)
+    for resource, meant in of_vfio.items():
+        holders = known[resource]
         nothing = [id_ for id_, devices in meant.items() if not devices]
         if nothing:
             unknown.append(f"{resource}: no device here is {', '.join(nothing)}")
-        for id_, devices in meant.items():
+        for id_, first in meant.items():
+            # Of a group that two resources name, which device is whose is not told by its number.
+            shared = named[id_] > 1 and not _is_configured(resource, configuration)
+            devices = ids.group(id_) or first if shared else first
             offered = id_ in offers.get(resource, ())
             claim = _Claim(resource, id_, offered, holders[id_], tuple(devices))
             for device in devices:
@@ -127,15 +141,35 @@ def _is_of_vfio(
         return False
     if configuration is None or resource in taken:
         return resource in taken
-    if any(one.name == resource for one in configuration.resources):
+    if _is_configured(resource, configuration):
         return True
     return any(ids.exact(id_) for id_ in meant) or (bool(meant) and all(meant.values()))
+
+
+def _half_known(
+    resource: str, meant: Mapping[str, list[str]], configuration: Configuration | None
+) -> list[str]:
+    """A doubt where most of what is no resource of VFIO devices could be one all the same."""
+    devices = [id_ for id_, found in meant.items() if found]
+    others = [id_ for id_, found in meant.items() if not found]
+    if configuration is None or _is_ignored(resource, configuration) or len(devices) < len(others):
+        return []
+    if not devices:
+        return []
+    return [
+        f"{resource}: {_some(devices)} may be IOMMU groups of devices here, {_some(others)} cannot be:"
+        " name it in the configuration if these devices are meant"
+    ]
+
+
+def _some(ids: list[str]) -> str:
+    return ", ".join(ids[:_TOLD]) + (f" and {len(ids) - _TOLD} more" if len(ids) > _TOLD else "")
 
 
 def _meant(
     resource: str, id_: str, ids: Ids, inventory: Inventory, configuration: Configuration | None
 ) -> list[str]:
-    """Our ids of the devices that *id_* of *resource* may be.
+    """Our ids of the devices that *id_* of *resource* may be, as long as no other resource has that id.
 
     Of a group the devices that the configuration selects for the resource, where it has that. Without it,
     functions of one slot with different PCI ids (a GPU and its sound) are the device of the lowest number:
@@ -163,14 +197,15 @@ def _judged(told: list[_Claim], former: str, answered: bool) -> tuple[str, str, 
     resources = sorted({claim.resource for claim in told}, key=lambda name: (not _holds(told, name), name))
     resource = resources[0]
     several = {id_ for claim in told for id_ in claim.several}
-    if len(resources) > 1:
-        return resource, f"{' and '.join(sorted(resources))} both have it: it may be given out twice", True
     if all(len(claim.several) > 1 for claim in told):
         text = (
-            f"{told[0].id} of {resource} is the IOMMU group of {', '.join(sorted(several))}, and only its"
-            " plugin knows which is meant: select it for that resource in the configuration"
+            f"{told[0].id} of {' and '.join(sorted(resources))} is the IOMMU group of"
+            f" {', '.join(sorted(several))}, and only the plugin knows which is meant: select each for its"
+            " resource in the configuration"
         )
         return resource, text, True
+    if len(resources) > 1:
+        return resource, f"{' and '.join(sorted(resources))} both have it: it may be given out twice", True
     if not any(claim.offered for claim in told):
         text = f"{resource} has it ({told[0].id}), but does not offer it now as healthy"
         return resource, text if answered else "", False
@@ -181,11 +216,16 @@ def _holds(told: list[_Claim], resource: str) -> bool:
     return any(claim.resource == resource and claim.holder for claim in told)
 
 
+def _is_configured(resource: str, configuration: Configuration | None) -> bool:
+    """Whether the configuration has *resource*."""
+    return configuration is not None and any(one.name == resource for one in configuration.resources)
+
+
 def _is_ignored(resource: str, configuration: Configuration | None) -> bool:
     """Whether *resource* is none of ours to look at, by the configuration."""
     if configuration is None or configuration.others is not Others.IGNORE:
         return False
-    return all(one.name != resource for one in configuration.resources)
+    return not _is_configured(resource, configuration)
 
 
 def _may_have(resource: str, device: Device, configuration: Configuration | None) -> bool:

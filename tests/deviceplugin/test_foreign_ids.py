@@ -81,6 +81,42 @@ def test_of_a_card_with_several_functions_the_first_is_the_device() -> None:
     assert seen.doubts == ()
 
 
+def test_a_card_whose_functions_are_in_two_resources_is_told_apart_by_the_configuration_alone() -> None:
+    """KubeVirt that permits a GPU and its sound: it calls both by their group."""
+    both = {**offers("7"), **offers("7", resource=OTHER)}
+    seen = see(CARD, both)
+    assert places(seen) == {GPU: f"({OTHER})", SOUND: f"({OTHER})"}
+    assert all(
+        f"7 of {OTHER} and {POOL} is the IOMMU group of {GPU}, {SOUND}" in told for told in seen.doubts
+    )
+    assert len(seen.doubts) == 2
+    told = Configuration(
+        resources=(
+            Resource(POOL, (Selector({"devices": frozenset({"1eb8"})}),)),
+            Resource(OTHER, (Selector({"devices": frozenset({"10f8"})}),)),
+        )
+    )
+    assert places(see(CARD, both, {}, told)) == {GPU: POOL, SOUND: OTHER}
+
+
+def test_somebody_elses_equal_number_does_not_matter() -> None:
+    seen = see(CARD, {**offers("7"), **offers("7", "8", "9", "x", resource=OTHER)})
+    assert places(seen) == {GPU: POOL, SOUND: f"({NOT_OFFERED})"}
+    assert seen.doubts == ()
+
+
+def test_a_resource_of_which_half_could_be_devices_is_told_and_not_taken() -> None:
+    """One of its groups may have left VFIO since; or these are no groups at all."""
+    seen = see(MDEV, offers("12", "20"))
+    assert places(seen) == {UUID: f"({NOT_OFFERED})"}
+    assert seen.doubts == (
+        f"{POOL}: 12 may be IOMMU groups of devices here, 20 cannot be: name it in the configuration if these"
+        " devices are meant",
+    )
+    assert see(MDEV, offers("12", *map(str, range(100, 200)))).doubts == ()
+    assert see(MDEV, offers("12", "20"), {}, config(OTHER, Others.IGNORE, types="t-1")).doubts == ()
+
+
 def test_equal_functions_of_a_group_are_not_told_apart_and_all_are_held() -> None:
     seen = see(TWINS, offers("7"), {(POOL, "7"): A})
     assert places(seen) == {GPU: f"({POOL})", SOUND: f"({POOL})"}

@@ -191,7 +191,7 @@ async def test_a_group_of_several_devices_is_told_apart_by_the_configuration_or_
 
 async def test_numbers_of_somebody_else_are_not_taken_for_groups(node: World) -> None:
     node.add(1)
-    async with plugin(node, "example.com/slots", "0", "101"), node.running(mode=Mode.OBSERVE):
+    async with plugin(node, "example.com/slots", "0", "1", "101"), node.running(mode=Mode.OBSERVE):
         await reason(node, "IdsUnderstood", "NothingOffered")
         await eventually(lambda: places(node) == {uuid(1): (NOT_OFFERED, UNHEALTHY)})
 

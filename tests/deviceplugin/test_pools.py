@@ -129,7 +129,8 @@ def test_what_an_earlier_agent_published_is_recalled() -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [{"type": "t-2"}, {"type": ""}, {"kind": Kind.PHYSICAL, "pci_id": ""}, {"id": "d" * 64}]
+    "more",
+    [{"type": "t-2"}, {"type": ""}, {"kind": Kind.PHYSICAL, "type": "", "pci_id": ""}, {"id": "d" * 64}],
 )
 def test_what_it_did_not_serve_or_what_is_another_device_is_not_recalled(more: dict[str, Any]) -> None:
     result = ScanResult((found(more.get("id", "d")),))

@@ -58,7 +58,7 @@ def test_text(run: Callable[..., tuple[int, str]], node: Path) -> None:
     ]
     assert table["0000:01:00.1"] == [
         *("0000:01:00.1", "VF", "15b3101e", "vfio-pci", "0000:01:00.0", "1", "2", "-"),
-        *("vfio.migcompat.io/pci-15b3-101e", "nothing"),
+        *("vfio.migcompat.io/pci-15b3-101e-vf", "nothing"),
     ]
     assert table[UUID] == [
         *(UUID, "mdev", "mtty-2", "mtty", "mtty", "-", "7", "vfio3", "vfio.migcompat.io/mtty-2"),

@@ -98,7 +98,7 @@ def test_a_vf_given_to_vfio_pci_is_a_plain_vf(sys: Path, vf: Path) -> None:
     plain = only(sys)
     assert (plain.type, plain.driver, resource_name(plain)) == (
         *("", "vfio-pci"),
-        "vfio.migcompat.io/pci-10de-2335",
+        "vfio.migcompat.io/pci-10de-2335-vf",
     )
 
 

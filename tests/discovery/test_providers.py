@@ -3,58 +3,28 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import migcompat.sysfs
 import pytest
-from migcompat.engine.declaration import Declaration, Kind
 from migcompat.sysfs import scan as discovery
-from migcompat.sysfs.found import Finds, FoundDevice
-from migcompat.sysfs.provider import Bus, Names, Provider
+from migcompat.sysfs.provider import Provider
 from migcompat.sysfs.scan import PROVIDERS, scan
-from migcompat.sysfs.tree import Tree
 
-from tests.support.fabricate import add_function, add_mdev, write
+from tests.support.cards import PROVIDER, add_card
+from tests.support.fabricate import add_function, add_mdev
 
 UUID = "336f95d5-1d9d-5a8e-9e77-55f722edd4e6"
 SOURCES = sorted(Path(migcompat.sysfs.__path__[0]).glob("*.py"))
 
 
-class Card(NamedTuple):
-    """A candidate on a bus that no kernel has."""
-
-    tree: Tree
-    entry: str
-
-
-def candidates(tree: Tree, finds: Finds, only: Names | None) -> Iterator[Card]:
-    names = (name for name in tree.names(CARDS.path) if only is None or name in only)
-    yield from (Card(tree, f"{CARDS.path}/{name}") for name in names)
-
-
-def read(card: Card) -> FoundDevice | None:
-    """A card has a slot, or there is nothing to hand out."""
-    notes: list[str] = []
-    slot = card.tree.value(f"{card.entry}/slot", notes)
-    if notes:
-        raise ValueError("; ".join(notes))
-    return FoundDevice(slot, Kind.PHYSICAL, card.entry, Declaration(Kind.PHYSICAL)) if slot else None
-
-
-CARDS = Bus("bus/cards/devices", candidates)
-
-
 def test_a_new_kind_is_one_provider_more(sys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    provider = Provider(CARDS, lambda card: not card.entry.endswith("host"), read)
-    monkeypatch.setattr(discovery, "PROVIDERS", (*PROVIDERS, provider))
+    monkeypatch.setattr(discovery, "PROVIDERS", (*PROVIDERS, PROVIDER))
     add_mdev(sys, "virtual/mtty/mtty", UUID, type_id="mtty-1", driver="mtty", group=1)
     for name, slot in {"a": "s1", "b": "", "host": "s3", "c": "\x01", "d": "s4"}.items():
-        (sys / CARDS.path / name).mkdir(parents=True)
-        write(sys / CARDS.path / name, {"slot": slot})
+        add_card(sys, name, slot)
     result = scan(sys)
-    assert [device.id for device in result.devices] == [UUID, "s1", "s4"]
+    assert [device.id for device in result.devices] == [UUID, "a", "d"]
     assert [(problem.path, problem.message) for problem in result.problems] == [
         ("bus/cards/devices/c", "slot is not printable ASCII")
     ]

@@ -31,7 +31,7 @@ class Others(enum.StrEnum):
 
 
 def device_kind(found: FoundDevice) -> DeviceKind:
-    """An mdev, a VF, or another PCI function: a PF, or one that knows no VFs."""
+    """An mdev, a VF, or another device: a PF, a function that knows no VFs, whatever is on no PCI bus."""
     if found.kind is Kind.MDEV:
         return DeviceKind.MDEV
     return DeviceKind.VF if found.is_vf else DeviceKind.FUNCTION

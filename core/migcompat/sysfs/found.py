@@ -21,7 +21,8 @@ class FoundDevice(msgspec.Struct, frozen=True, rename="camel"):
     ``id``: PCI address or mdev UUID, unique on the node. ``path`` is relative to the sysfs root.
     ``parent``: the device that an mdev or a VF lives on, empty for other functions. ``type``: the mdev
     type's directory name (``nvidia-63``) or an NVIDIA VF's vGPU type (``nvidia-1414``), ``type_name`` its
-    human name; both empty for other functions. ``pci_id``: ``vendor`` and ``device``, 8 hex digits, and
+    human name; both empty for other functions. ``pool``: what names its default resource where that is
+    neither its type nor its PCI id. ``pci_id``: ``vendor`` and ``device``, 8 hex digits, and
     ``revision`` (``0x02``) of the function itself or of the function that an mdev lives on; empty outside
     PCI. ``numa_node``: None when the kernel does not know. ``iommu_group``: the group's number, empty
     without one. ``vfio_dev``: ``vfioN``, empty before Linux 6.1.
@@ -38,6 +39,7 @@ class FoundDevice(msgspec.Struct, frozen=True, rename="camel"):
     driver_version: str = ""
     type: str = ""
     type_name: str = ""
+    pool: str = ""
     device_api: str = ""
     pci_id: str = ""
     revision: str = ""

@@ -193,6 +193,7 @@ def read(
     group = tree.link(f"{path}/iommu_group", notes)
     physfn = tree.link(f"{path}/physfn", notes)
     own = _identity_of(function, path, physfn)
+    as_whole = bool(own.pci_id and physfn) and own.pci_id == _pci_id_of(tree, physfn)
     version = tree.driver_version("pci", driver)
     numa_node = tree.numa_node(path, notes)
     notes += _obstacles(function, group, physfn)
@@ -215,6 +216,7 @@ def read(
         driver_version=version,
         type=type_id,
         type_name=type_name,
+        pool=f"{signature}-vf" if as_whole and not type_id else "",
         device_api=DEVICE_API,
         pci_id=own.pci_id,
         revision=own.revision,
@@ -243,6 +245,13 @@ def _identity_of(function: Function, path: str, physfn: str) -> Identity:
     if physfn and own.pci_id:
         known[physfn] = own
     return own
+
+
+def _pci_id_of(tree: Tree, address: str) -> str:
+    """The id of another function, read once a scan; empty where it cannot be read."""
+    return tree.once(
+        ("pci id", address), lambda: _words(tree, f"{BUS.path}/{address}", ("vendor", "device"), [])
+    )
 
 
 def _obstacles(function: Function, group: str, physfn: str) -> list[str]:

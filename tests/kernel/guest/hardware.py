@@ -172,6 +172,9 @@ def truth() -> Pools:
     for path in PCI.iterdir():
         if driver(path.name) == VFIO_PCI:
             ids = f"pci-{read(path / 'vendor')[2:]}-{read(path / 'device')[2:]}"
+            pf = path / "physfn"
+            if pf.is_symlink() and all(read(pf / word) == read(path / word) for word in ("vendor", "device")):
+                ids += "-vf"
             pools.setdefault(f"{DOMAIN}/{ids}", {})[path.name] = True
     return pools
 
