@@ -162,6 +162,8 @@ async def test_the_checkpoint_and_the_kubelets_restart_are_such_signs(tmp_path: 
     assert poller.interval() == QUICK
 
     kubelet.now += PENDING
+    poller.look()
+    assert poller.interval() == FREE, "each sign counts once"
     kubelet.restart()
     poller.look()
     assert poller.interval() == QUICK

@@ -311,6 +311,7 @@ async def test_a_directory_that_is_not_the_kubelets_is_said(
     node.add(1)
     (node.kubelet.plugin_dir / "kubelet.sock").rename(node.directory / "kubelet.sock")
     async with node.running():
+        await eventually(lambda: "kubelet.sock does not exist" in condition(node).message)
         message = await reason(node, "NotRegistered")
         assert "device-plugins/kubelet.sock does not exist" in message
         assert "hostPaths.devicePlugins" in message

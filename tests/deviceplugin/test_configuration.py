@@ -397,6 +397,15 @@ def test_an_unchanged_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest
     assert config.look() is first
 
 
+def test_names_without_a_domain_have_that_of_the_agent(tmp_path: Path) -> None:
+    path = tmp_path / "resources.yaml"
+    path.write_text("resources: [{name: gpu, selectors: [{kinds: [mdev]}]}]\n")
+    configuration = ConfigFile(path, "vfio.example.org").look().configuration
+    assert configuration is not None
+    assert configuration.domain == "vfio.example.org"
+    assert [one.name for one in configuration.resources] == ["vfio.example.org/gpu"]
+
+
 def test_a_good_file_that_goes_away_stays_in_force(tmp_path: Path) -> None:
     path = tmp_path / "resources.yaml"
     path.write_text("resources: []\nothers: ignore\n")

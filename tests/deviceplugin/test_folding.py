@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from migcompat.api.meta import ObjectMeta
-from migcompat.api.vfionode import Device, PodRef, VFIONode, VFIONodeStatus
+from migcompat.api.vfionode import Device, Health, Migration, PodRef, VFIONode, VFIONodeStatus
 from migcompat.engine.declaration import Kind
 from migcompat.fleet.fleet import Fleet
 from migcompat.kube.client import Client
@@ -85,6 +85,44 @@ def test_equal_devices_that_nobody_holds_are_counted_under_the_first() -> None:
     assert (kept[0].parent, kept[0].iommu_group, kept[0].numa_node) == ("", "", None)
     assert (condition.status, condition.reason) == ("False", "Folded")
     assert condition.message.startswith("5 devices are too many for one object: 2 that nobody holds")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"resource": "example.org/other"},
+        {"profile": "q"},
+        {"acceptance": "b"},
+        {"kind": Kind.PHYSICAL},
+        {"driver": "mtty"},
+        {"type": "mtty-2"},
+        {"device_api": "vfio-ap"},
+        {"pci_id": "10de2235"},
+        {"health": Health.UNHEALTHY},
+        {"problem": "no driver"},
+        {"dynamic": {"aggregator": "2"}},
+        {"migration": Migration(False)},
+        {"peer_to_peer": True},
+        {"shown": "s"},
+    ],
+    ids=str,
+)
+def test_devices_that_differ_are_not_counted_together(fields: dict[str, object]) -> None:
+    kept, _ = folded([device(0), device(1), device(2, **fields)], limit=100)
+    assert [(d.id, d.count) for d in kept] == [(uuid(0), 2), (uuid(2), 1)]
+
+
+def test_devices_that_one_pod_holds_are_not_counted_together() -> None:
+    held = [device(n, allocated_to=POD) for n in range(2)]
+    kept, _ = folded(held, limit=100)
+    assert kept == held
+
+
+def test_the_limit_itself_fits() -> None:
+    devices = [device(0), device(1)]
+    size = len(msgspec.json.encode(devices))
+    assert folded(devices, limit=size)[0] == devices
+    assert len(folded(devices, limit=size - 1)[0]) == 1
 
 
 def test_ten_thousand_mdevs_are_placed_as_if_all_were_listed() -> None:

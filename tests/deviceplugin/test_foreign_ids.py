@@ -15,10 +15,11 @@ from migcompat_deviceplugin.foreign import Seen, held_ids, serving
 from migcompat_deviceplugin.inventory import Device, Inventory
 from migcompat_deviceplugin.observation import Observation
 from migcompat_deviceplugin.observing import NOT_OFFERED, observed
+from migcompat_deviceplugin.state import State
 
 POOL, OTHER = "example.com/pool", "example.com/other"
 A, B = PodRef("tenant-a", "virt-launcher-a"), PodRef("tenant-a", "virt-launcher-b")
-UUID = "00000000-0000-4000-8000-000000000001"
+UUID = "0000000a-0000-4000-8000-00000000000b"
 GPU, SOUND = "0000:03:00.0", "0000:03:00.1"
 BLOCKED = Health.UNHEALTHY
 DEFAULTS = Configuration()
@@ -117,11 +118,23 @@ def test_a_resource_of_which_half_could_be_devices_is_told_and_not_taken() -> No
     assert see(MDEV, offers("12", "20"), {}, config(OTHER, Others.IGNORE, types="t-1")).doubts == ()
 
 
+def test_different_functions_of_a_group_that_are_not_of_one_card_are_not_told_apart() -> None:
+    devices = inventory(device(GPU, "7"), device("0000:04:00.0", "7", pci_id="10de10f8"))
+    assert places(see(devices, offers("7"))) == dict.fromkeys(devices, f"({POOL})")
+
+
 def test_equal_functions_of_a_group_are_not_told_apart_and_all_are_held() -> None:
     seen = see(TWINS, offers("7"), {(POOL, "7"): A})
     assert places(seen) == {GPU: f"({POOL})", SOUND: f"({POOL})"}
     assert seen.holders == {(POOL, GPU): A, (POOL, SOUND): A}, "so that no verdict is about the wrong one"
     assert len(seen.doubts) == 2
+
+
+def test_an_address_tells_a_function_of_a_group_apart_even_where_the_group_is_offered_too() -> None:
+    seen = see(TWINS, offers("7", GPU))
+    assert places(seen) == {GPU: POOL, SOUND: f"({POOL})"}
+    assert len(seen.doubts) == 1
+    assert seen.doubts[0].startswith(f"{SOUND}: 7 of {POOL} is the IOMMU group")
 
 
 def test_the_configuration_tells_them_apart() -> None:
@@ -236,6 +249,16 @@ def test_it_is_to_be_had_again_when_they_are_gone() -> None:
     assert barred(seen)
     assert serving(seen.inventory, {(POOL, UUID): B}).inventory == devices
     assert serving(seen.inventory, None) == Seen(devices, None)
+
+
+async def test_the_kubelet_is_told_at_once_of_what_is_to_be_had_no_more() -> None:
+    state = State()
+    state.set_inventory(inventory(device(UUID, "12")))
+    for allocations in ({(OTHER, UUID): A}, {}):
+        await state.to_serve.wait(0)
+        assert not state.to_serve.is_set()
+        state.set_allocations(allocations)
+        assert state.to_serve.is_set()
 
 
 def test_a_group_is_all_of_the_pools_devices_in_it() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc.aio
 import pytest
 from migcompat.api.vfionode import PodRef
-from migcompat.kubelet import connection
+from migcompat.kubelet import connection, registration
 from migcompat.kubelet.connection import Kept, KubeletError
 from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2 as pb
 from migcompat.kubelet.deviceplugin_v1beta1 import deviceplugin_pb2_grpc as pb_grpc
@@ -120,6 +120,16 @@ async def test_refused_registration_says_why(kubelet: DeviceManager, plugin: str
         await register(kubelet.plugin_dir / "kubelet.sock", plugin, "no-slash", pb.DevicePluginOptions())
 
 
+async def test_a_kubelet_that_takes_no_registration_is_not_waited_for(
+    kubelet: DeviceManager, plugin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registration, "DEADLINE", 0.1)
+    kubelet.takes_registrations.clear()
+    with pytest.raises(KubeletError, match="DEADLINE_EXCEEDED"):
+        await register(kubelet.plugin_dir / "kubelet.sock", plugin, RESOURCE, pb.DevicePluginOptions())
+    kubelet.takes_registrations.set()
+
+
 async def test_absent_kubelet_is_an_error_with_its_socket(tmp_path: Path) -> None:
     with pytest.raises(KubeletError, match=r"kubelet\.sock"):
         await PodResources(tmp_path / "kubelet.sock").allocations()
@@ -136,6 +146,71 @@ async def test_a_kubelet_that_is_back_is_heard_at_once(kubelet: DeviceManager) -
             await client.allocations()
     await kubelet.start_pod_resources()
     assert await client.allocations() == {}
+
+
+class Answers(podresources_pb2_grpc.PodResourcesListerServicer):
+    """A kubelet that puts several devices into one entry; ``ready``: it answers at all."""
+
+    def __init__(self) -> None:
+        self.ready = asyncio.Event()
+
+    async def List(
+        self,
+        request: podresources_pb2.ListPodResourcesRequest,
+        context: grpc.aio.ServicerContext[
+            podresources_pb2.ListPodResourcesRequest, podresources_pb2.ListPodResourcesResponse
+        ],
+    ) -> podresources_pb2.ListPodResourcesResponse:
+        await self.ready.wait()
+        containers = [
+            podresources_pb2.ContainerResources(name=name, devices=[entry(*ids)])
+            for name, ids in (("compute", "ab"), ("sidecar", "c"))
+        ]
+        pod = podresources_pb2.PodResources(namespace="ns", name="pod", containers=containers)
+        return podresources_pb2.ListPodResourcesResponse(pod_resources=[pod])
+
+    async def GetAllocatableResources(
+        self,
+        request: podresources_pb2.AllocatableResourcesRequest,
+        context: grpc.aio.ServicerContext[
+            podresources_pb2.AllocatableResourcesRequest, podresources_pb2.AllocatableResourcesResponse
+        ],
+    ) -> podresources_pb2.AllocatableResourcesResponse:
+        await self.ready.wait()
+        devices = [entry("a", "b"), entry("c"), entry("d", resource="example.org/other")]
+        return podresources_pb2.AllocatableResourcesResponse(devices=devices)
+
+
+def entry(*ids: str, resource: str = RESOURCE) -> podresources_pb2.ContainerDevices:
+    return podresources_pb2.ContainerDevices(resource_name=resource, device_ids=ids)
+
+
+@pytest.fixture
+async def answers(tmp_path: Path) -> AsyncIterator[Answers]:
+    made = Answers()
+    server = grpc.aio.server()
+    podresources_pb2_grpc.add_PodResourcesListerServicer_to_server(made, server)
+    server.add_insecure_port(f"unix:{tmp_path / 'answers.sock'}")
+    await server.start()
+    yield made
+    await server.stop(0)
+
+
+async def test_entries_of_one_device_or_of_several_are_read(tmp_path: Path, answers: Answers) -> None:
+    answers.ready.set()
+    asked = PodResources(tmp_path / "answers.sock")
+    assert await asked.allocations() == dict.fromkeys(((RESOURCE, id_) for id_ in "abc"), PodRef("ns", "pod"))
+    assert await asked.offers() == {RESOURCE: frozenset("abc"), "example.org/other": frozenset("d")}
+    await asked.close()
+
+
+async def test_a_kubelet_that_does_not_answer_is_not_waited_for(tmp_path: Path, answers: Answers) -> None:
+    asked = PodResources(tmp_path / "answers.sock", deadline=0.1)
+    for call in (asked.allocations, asked.offers):
+        with pytest.raises(KubeletError, match="DEADLINE_EXCEEDED"):
+            await call()
+    answers.ready.set()
+    await asked.close()
 
 
 async def test_one_connection_serves_call_after_call(

@@ -22,7 +22,7 @@ from migcompat.sysfs.scan import FoundDevice
 from migcompat.vfio.probe import NotKnown, Why
 from migcompat_deviceplugin import metrics, probes
 from migcompat_deviceplugin.app import Agent
-from migcompat_deviceplugin.inventory import NOT_ASKED_YET
+from migcompat_deviceplugin.inventory import NOT_ASKED_YET, Inventory
 from migcompat_deviceplugin.inventory import Device as InventoryDevice
 from migcompat_deviceplugin.probes import Answer, Asker, Probes
 
@@ -610,6 +610,22 @@ async def test_a_question_that_fails_after_the_device_was_handed_out_changes_not
     assert figure("Failed") == failures
     made.recall([Device("a", POOL, "p", "a", Kind.MDEV, driver="d", migration=CAN)])
     assert known(made) == (False, CAN)
+
+
+@pytest.mark.parametrize("looks", [[{}, {"a": DEVICE}], [{"a": DEVICE}]], ids=["gone meanwhile", "made anew"])
+async def test_what_an_earlier_agent_was_told_is_not_of_a_device_that_came_since(
+    scripted: tuple[Probes, Scripted], looks: list[Inventory]
+) -> None:
+    made, asker = scripted
+    made.consider({"a": DEVICE}, {"a": seen(1)})
+    await eventually(lambda: asker.questions == 1)
+    made.recall([Device("a", POOL, "p", "a", Kind.MDEV, driver="d", migration=CAN)])
+    for inventory in looks:
+        made.consider(inventory, {"a": seen(2)})
+    asker.answers.put((seen(1), NotKnown(Why.IN_USE, "EBUSY")))
+    asker.answers.put((seen(2), NotKnown(Why.IN_USE, "EBUSY")))
+    await eventually(lambda: asker.questions == 2 and known(made)[0] is False)
+    assert known(made) == (False, None)
 
 
 async def test_a_neighbour_that_was_asked_but_is_unhealthy_keeps_no_device_from_being_asked(

@@ -297,3 +297,40 @@ async def test_events_that_are_lost_or_name_nothing_have_all_looked_at(
         news = await listening.wait(NEVER)
     assert news is not None
     assert news.devpaths == {"/devices/b", "/devices/c"}
+
+
+async def test_events_count_for_one_look(kernel: FakeUevents, listening: Wakeups) -> None:
+    for name in ("a", "b"):
+        kernel.send(message("add", "mdev", f"/devices/{name}"))
+        async with asyncio.timeout(20):
+            news = await listening.wait(NEVER)
+        assert news is not None
+        assert news.devpaths == {f"/devices/{name}"}
+
+
+async def test_what_was_lost_stays_so_until_the_look(kernel: FakeUevents, listening: Wakeups) -> None:
+    """Events that are heard later say nothing of those that the kernel dropped."""
+    overruns = figure("migcompat_agent_uevent_overruns_total")
+    kernel.fail(errno.ENOBUFS)
+    kernel.fail(errno.ENOBUFS)
+    await eventually(lambda: figure("migcompat_agent_uevent_overruns_total") == overruns + 2)
+    events = figure("migcompat_agent_uevents_total")
+    kernel.send(message("add", "mdev", "/devices/a"))
+    await eventually(lambda: figure("migcompat_agent_uevents_total") == events + 1)
+    async with asyncio.timeout(20):
+        news = await listening.wait(NEVER)
+    assert news is not None
+    assert not news.devpaths
+
+
+async def test_events_about_too_much_have_all_looked_at(
+    kernel: FakeUevents, listening: Wakeups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wakeups, "DEVPATHS", 2)
+    for count in (2, 3):
+        for number in range(count):
+            kernel.send(message("add", "mdev", f"/devices/{number}"))
+        async with asyncio.timeout(20):
+            news = await listening.wait(NEVER)
+        assert news is not None
+        assert len(news.devpaths) == (2 if count == 2 else 0)

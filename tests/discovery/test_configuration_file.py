@@ -41,7 +41,7 @@ def test_everything_that_a_file_may_hold() -> None:
               - vendors: ["0x15B3"]
                 devices: [101e]
                 drivers: [mlx5_vfio_pci]
-                pfs: [0000:03:00.0]
+                pfs: [0000:0A:00.0]
                 addresses: ["0000:3B:00.4"]
                 kinds: [vf]
               - uuids: [336F95D5-1d9d-5a8e-9e77-55f722edd4e6]
@@ -68,7 +68,7 @@ def test_everything_that_a_file_may_hold() -> None:
                             "vendors": frozenset({"15b3"}),
                             "devices": frozenset({"101e"}),
                             "drivers": frozenset({"mlx5_vfio_pci"}),
-                            "pfs": frozenset({"0000:03:00.0"}),
+                            "pfs": frozenset({"0000:0a:00.0"}),
                             "addresses": frozenset({"0000:3b:00.4"}),
                             "kinds": frozenset({"vf"}),
                         }

@@ -290,6 +290,20 @@ def test_a_device_that_vanishes_while_it_is_read(sys: Path, monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("sound")
+def test_an_mdev_that_vanishes_while_it_is_read(sys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_mdev(sys, MTTY, UUID, type_id="mtty-2", driver="mtty", group=1)
+    entry = sys / "bus/mdev/devices" / UUID
+
+    def read_and_lose(directory: str, kind: Kind) -> Declaration:
+        if directory.endswith(UUID):
+            entry.unlink()
+        return read_declaration(directory, kind)
+
+    monkeypatch.setattr("migcompat.sysfs.mdev.read_declaration", read_and_lose)
+    assert "went away while it was being read" in problem_of(sys, f"bus/mdev/devices/{UUID}")
+
+
+@pytest.mark.usefixtures("sound")
 def test_an_error_of_the_operating_system_costs_one_device(
     sys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from migcompat.sysfs.scan import scan
 
 from tests.discovery.finding import only, shown
 from tests.support.fabricate import add_mdev, write
 
 UUID = "336f95d5-1d9d-5a8e-9e77-55f722edd4e6"
+OTHER = "3eeb13bc-4835-50d9-ae6a-0712004468f2"
 
 
 @pytest.fixture
@@ -22,9 +24,9 @@ def subchannel(sys: Path) -> Path:
     return device.parent
 
 
-def add_ccw(sys: Path, parent: str) -> Path:
+def add_ccw(sys: Path, parent: str, uuid: str = UUID) -> Path:
     return add_mdev(
-        sys, parent, UUID, type_id="vfio_ccw-io", driver="vfio_ccw_mdev", group=3, device_api="vfio-ccw"
+        sys, parent, uuid, type_id="vfio_ccw-io", driver="vfio_ccw_mdev", group=3, device_api="vfio-ccw"
     )
 
 
@@ -45,6 +47,13 @@ def test_a_subchannel(sys: Path, subchannel: Path) -> None:
 def test_types(sys: Path, subchannel: Path, text: str, expected: str | None) -> None:
     write(subchannel, {"type": text})
     assert shown(sys).get("subchannel_type") == expected
+
+
+def test_each_has_the_type_of_its_own(sys: Path, subchannel: Path) -> None:
+    other = add_ccw(sys, "css0/0.0.0314", OTHER)
+    write(other.parent, {"type": "3"})
+    found = {device.id: device.declaration.shown["subchannel_type"] for device in scan(sys).devices}
+    assert found == {UUID: "0", OTHER: "3"}
 
 
 def test_a_parent_below_the_subchannel(sys: Path) -> None:

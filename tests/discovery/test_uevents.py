@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from migcompat.sysfs import uevents
-from migcompat.sysfs.uevents import DRAIN_LIMIT, MESSAGE_LIMIT, SUBSYSTEMS, Heard, Listener, listen, parse
+from migcompat.sysfs.uevents import DRAIN_LIMIT, MESSAGE_LIMIT, Heard, Listener, listen, parse
 
 from tests.support.uevents import FakeUevents, message
 
@@ -27,7 +27,7 @@ def test_a_message_of_a_real_kernel() -> None:
     assert not event.relevant
 
 
-@pytest.mark.parametrize("subsystem", sorted(SUBSYSTEMS))
+@pytest.mark.parametrize("subsystem", ["drivers", "iommu", "mdev", "module", "pci", "vfio", "vfio-dev"])
 @pytest.mark.parametrize("action", ["add", "remove", "change", "bind", "unbind", "move"])
 def test_every_action_of_a_relevant_subsystem_counts(action: str, subsystem: str) -> None:
     event = parse(message(action, subsystem))

@@ -256,6 +256,12 @@ class TestLikeMe:
         policy = Policy(supplied_compatible=({"type": "{self:type}", "pci_id": "{self:pci_id}"},))
         assert decide(supply(showing(), policy), supply(nothing, policy)).reason == "Unknown"
 
+    def test_nothing_is_known_of_a_target_whose_self_is_malformed(self) -> None:
+        flawed = SelfSet(Presence.MALFORMED, {"pci_revision": "a1"}, "it lacks type")
+        filled = supply(Declaration(Kind.PHYSICAL, flawed), self.POLICY)
+        assert filled.self == flawed
+        assert filled.accepts.entries == (Entry(unknown=("pci_revision",)),)
+
     def test_what_only_the_source_does_not_show_is_missing(self) -> None:
         found = decide(
             supply(Declaration(Kind.PHYSICAL, shown=SELF), self.POLICY), supply(showing(), self.POLICY)
@@ -265,6 +271,12 @@ class TestLikeMe:
     def test_keeps_braces_out_of_a_devices_own_entries(self) -> None:
         device = target({**ENTRY, "type": "{self:type}"})
         assert decide(source(), supply(device, self.POLICY)).reason != "Compatible"
+
+    @pytest.mark.parametrize("name", ["x", "X9", "example.com_a-b"])
+    def test_names_any_attribute(self, name: str) -> None:
+        policy = Policy(supplied_self={name: "1"}, supplied_compatible=({name: f"v{{self:{name}}}"},))
+        (entry,) = supply(showing(), policy).accepts.entries
+        assert entry == Entry({name: "v1"})
 
     def test_may_stand_in_a_policy(self) -> None:
         raw = {"compatible": [{"pci_id": "{self:pci_id}", "x": "v{self:driver_version}"}]}

@@ -116,6 +116,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "directory.yaml").mkdir()
     (tmp_path / "gone.yaml").symlink_to("nowhere")
     (tmp_path / "README").write_text("not YAML: [")
+    (tmp_path / ".x.yaml").write_text("an editor's: [")
     problems = read_shelf(str(tmp_path)).problems
     assert sorted(problems) == ["catalogue-directory", "catalogue-fifo", "catalogue-gone"]
     assert all("is no regular file" in text for text in problems.values())
@@ -263,6 +264,24 @@ async def test_what_is_not_chosen_any_more_goes_and_nothing_else(
         (tmp_path / "y.yaml").unlink()
         assert await kept.pass_once()
     assert sorted(server.items) == ["catalogue-z", "mine"]
+
+
+async def test_what_is_chosen_again_is_judged_by_what_is_there_now(
+    tmp_path: Path, server: Server, metrics: Metrics
+) -> None:
+    """A restored backup may have the generation of the one that was deleted."""
+    put(tmp_path, "x")
+    async with api(server.handle) as client:
+        kept = Catalogue(client, str(tmp_path), metrics)
+        assert await kept.pass_once()
+        former = server.items["catalogue-x"]
+        (tmp_path / "x.yaml").unlink()
+        assert await kept.pass_once()
+        assert not server.items
+        server.items["catalogue-x"] = {**former, "spec": {}}
+        put(tmp_path, "x")
+        assert await kept.pass_once()
+    assert server.items["catalogue-x"]["spec"] == raw("mtty")["spec"]
 
 
 async def test_somebody_elses_of_the_same_name_is_left_and_told_once(
