@@ -79,7 +79,9 @@ def test_what_fits_is_left_alone() -> None:
 def test_equal_devices_that_nobody_holds_are_counted_under_the_first() -> None:
     held = device(1, allocated_to=POD)
     other = device(4, problem="no driver")
-    kept, condition = folded([device(0), held, device(2), device(3, numa_node=1), other], limit=100)
+    kept, condition = folded(
+        [device(0, numa_node=0), held, device(2), device(3, numa_node=1), other], limit=100
+    )
     assert [(d.id, d.count) for d in kept] == [(uuid(0), 3), (uuid(1), 1), (uuid(4), 1)]
     assert kept[1:] == [held, other]
     assert (kept[0].parent, kept[0].iommu_group, kept[0].numa_node) == ("", "", None)

@@ -187,6 +187,11 @@ def test_a_configuration_that_ignores_others_looks_at_no_other_resource() -> Non
     assert places(seen) == {UUID: OTHER}
 
 
+def test_a_device_that_the_file_selects_is_published_although_nobody_offers_it() -> None:
+    configuration = config(OTHER, Others.IGNORE, types="t-1")
+    assert places(see({**MDEV, **CARD}, {}, {}, configuration)) == {UUID: f"({NOT_OFFERED})"}
+
+
 def test_what_is_held_tells_whose_it_is_before_anything_is_offered() -> None:
     seen = observed(MDEV, {(POOL, "12"): A}, None, Configuration(), {})
     assert places(seen) == {UUID: POOL}

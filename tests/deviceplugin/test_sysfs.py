@@ -178,6 +178,7 @@ async def test_an_event_of_a_pf_is_about_the_mdevs_of_its_vfs_too(node: World) -
     add_mdev(node.sysfs, f"{PORT}/{VF}", uuid(3), type_id="nvidia-557", driver="nvidia", group=103)
     sysfs = Sysfs(node.sysfs, dev=DevDir(node.dev))
     await sysfs.scan()
+    assert sysfs.named([f"/devices/{PORT}/{VF}"]) == {VF, MATE, uuid(3)}
     rebind(at(VF), "")
     await sysfs.glance([VF])
     assert sysfs.named([f"/devices/{PORT}/{PF}"]) == {PF, VF, uuid(3)}

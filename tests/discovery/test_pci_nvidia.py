@@ -108,6 +108,12 @@ def test_a_type_that_is_listed_no_more_has_no_name(sys: Path, vf: Path, listed: 
     assert (only(sys).type, only(sys).type_name, only(sys).problem) == ("nvidia-1414", "", "")
 
 
+def test_a_type_with_a_longer_number_is_another(sys: Path, vf: Path) -> None:
+    listed = "14140 : NVIDIA X-1Q\n1414 : NVIDIA H200X-1-18C\n"
+    write(vf / "nvidia", {"current_vgpu_type": "1414", "creatable_vgpu_types": listed})
+    assert only(sys).type_name == "NVIDIA H200X-1-18C"
+
+
 def test_the_name_is_not_shown_because_it_comes_and_goes(sys: Path, vf: Path) -> None:
     write(vf / "nvidia", {"current_vgpu_type": "1414"})
     before = shown(sys)

@@ -52,6 +52,10 @@ def test_long_types_stay_apart() -> None:
     assert one.startswith("ttt")
 
 
+def test_the_longest_type_is_left_alone() -> None:
+    assert resource_name(mdev("t" * NAME_LIMIT)).split("/")[1] == "t" * NAME_LIMIT
+
+
 @given(st.text(max_size=200))
 def test_any_type_gives_a_legal_name(type_id: str) -> None:
     name = resource_name(mdev(type_id)).split("/", 1)[1]

@@ -24,6 +24,7 @@ MDEV = FoundDevice(
     type="nvidia-557",
     type_name="NVIDIA A40-8Q",
     pci_id="10de2235",
+    physfn="0000:3b:00.0",
 )
 VF = FoundDevice(
     id="0000:3b:00.5",
@@ -79,7 +80,7 @@ def resource(name: str, *selectors: Selector) -> Resource:
         ({"drivers": ["vfio-pci", "mlx5_vfio_pci"]}, [VF, FUNCTION]),
         ({"parents": ["0000:3b:00.4"]}, [MDEV]),
         ({"parents": ["0000:3b:00.0"]}, [VF]),
-        ({"pfs": ["0000:3b:00.0"]}, [VF]),
+        ({"pfs": ["0000:3b:00.0"]}, [MDEV, VF]),
         ({"addresses": ["0000:5e:00.0", UUID]}, [FUNCTION]),
         ({"uuids": [UUID, "0000:5e:00.0"]}, [MDEV]),
         ({"numaNodes": ["0"]}, [FUNCTION]),

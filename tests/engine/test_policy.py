@@ -243,6 +243,10 @@ class TestLikeMe:
         other = Policy(supplied_compatible=(*self.POLICY.supplied_compatible, {"pci_revision": "a1"}))
         assert decide(supply(showing(), other), supply(dumb, other)).compatible
 
+    def test_a_value_of_two_is_unknown_where_one_of_them_is(self) -> None:
+        policy = Policy(supplied_compatible=({"x": "{self:pci_revision}-{self:absent}"},))
+        assert supply(showing(), policy).accepts.entries == (Entry(unknown=("x",)),)
+
     def test_what_is_known_not_to_match_is_not_unknown(self) -> None:
         policy = Policy(
             supplied_compatible=({"pci_id": "{self:pci_id}", "pci_revision": "{self:pci_revision}"},)
