@@ -43,6 +43,7 @@ async def test_devices_and_allocations_are_counted(node: World) -> None:
         assert agent.state.allocations == {(POOL, uuid(1)): PodRef("ns", "pod")}
         assert figure("devices", resource=POOL, kind="mdev", health="Healthy") == 2
         assert figure("devices", resource=POOL, kind="mdev", health="Unhealthy") == 1
+        assert figure("barred_devices") == 0, "something is wrong with the third"
         (node.device(2) / "mdev_type").unlink()
         with pytest.raises(AdmissionError):
             await node.kubelet.admit("ns", "other", CONTAINER, {POOL: 1})

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from migcompat.api import names
-from migcompat.engine.declaration import Kind
+from migcompat.engine.declaration import Declaration, Kind
 from migcompat.engine.policy import DEFAULT_POLICY, check_policy, supply
 from migcompat.engine.verdict import decide
 
@@ -152,21 +152,31 @@ CASES = [
     Case("qat", QAT, "Unknown"),
     Case("qat", QAT, "Compatible", own=SERVICES),
     Case("qat", QAT, "AttributeMismatch", own=SERVICES, source={"pci_revision": "41"}),
+    Case("qat", QAT, "ApiSpecificMismatch", own=SERVICES, source={"pci_id": "80864945"}),
     # mlx5: the same card with the same firmware.
     Case("mlx5", CX7, "Compatible"),
     Case("mlx5", CX7, "AttributeMismatch", target={"psid": "MT_0000000838"}),
     Case("mlx5", CX7, "AttributeMismatch", source={"firmware_version": "28.39.1002"}),
     Case("mlx5", CX7, "AttributeMismatch", target={"pci_subsystem": "15b30023"}),
     Case("mlx5", CX7, "ApiSpecificMismatch", target={"pci_id": "15b3101c"}),
+    Case("mlx5", CX7, "AttributeMismatch", target={"pci_revision": "01"}),
     Case("mlx5", CX7, "Unknown", target={"psid": None, "firmware_version": None}),
     # pds: the firmware version is not shown.
     Case("pds", PDS, "Unknown"),
     Case("pds", PDS, "Compatible", own={"firmware_version": "1.80.0"}),
     Case("pds", PDS, "AttributeMismatch", own={"firmware_version": "1.80.0"}, source={"pci_revision": "02"}),
+    Case(
+        "pds", PDS, "AttributeMismatch", own={"firmware_version": "1.80.0"}, source={"pci_subsystem": "1dd8"}
+    ),
+    Case(
+        "pds", PDS, "ApiSpecificMismatch", own={"firmware_version": "1.80.0"}, target={"pci_id": "1dd81004"}
+    ),
     # virtio: features are not shown.
     Case("virtio", VIRTIO, "Unknown"),
     Case("virtio", VIRTIO, "Compatible", own={"features": "0+1+5"}),
     Case("virtio", VIRTIO, "ApiSpecificMismatch", own={"features": "0"}, source={"pci_id": "1af41042"}),
+    Case("virtio", VIRTIO, "AttributeMismatch", own={"features": "0"}, source={"pci_revision": "02"}),
+    Case("virtio", VIRTIO, "AttributeMismatch", own={"features": "0"}, target={"pci_subsystem": "1af41101"}),
     # vfio-ap: the types of the queues are not shown.
     Case("vfio-ap", AP, "Unknown"),
     Case("vfio-ap", AP, "Compatible", own={"ap_types": "CEX8C"}),
@@ -237,6 +247,25 @@ def test_what_is_supplied_by_hand_for_a_group_of_nodes_is_compared(
     assert answer(whole, source, target, same) == (True, "Compatible")
     assert answer(whole, source, target, other) == (False, "AttributeMismatch")
     assert answer(whole, source, target) == (False, "Unknown"), "without labels the catalogue's counts"
+
+
+@pytest.mark.parametrize(
+    ("policy", "base", "less", "more"),
+    [
+        ("qat", QAT, SERVICES, {"capabilities": "1+2"}),
+        ("virtio", VIRTIO, {"features": "0+1"}, {"features": "0+1+5"}),
+        ("vfio-ap", {**AP, "ap_types": "CEX8C"}, {}, {"ap_queues": "05.0004+05.0047+05.0048"}),
+        ("vfio-ap", {**AP, "ap_types": "CEX8C"}, {}, {"ap_control_domains": "0004+0005"}),
+    ],
+)
+def test_a_target_that_can_do_more_takes_the_device_and_not_the_other_way(
+    policy: str, base: dict[str, str], less: dict[str, str], more: dict[str, str]
+) -> None:
+    kind = Kind.PHYSICAL if "pci_id" in base else Kind.MDEV
+    spec = spec_of(policy)
+    small, great = (supply(Declaration(kind, shown={**base, **less, **added}), spec) for added in ({}, more))
+    assert decide(small, great, spec).compatible
+    assert decide(great, small, spec).reason == "AttributeMismatch"
 
 
 def attributes(name: str) -> Iterator[str]:

@@ -30,6 +30,8 @@ def test_what_the_administrator_has_taken_away_does_not_count() -> None:
     """Guests agree with the host upon a version of the narrower range (NVML, ``nvmlSetVgpuVersion``)."""
     assert vgpu_versions((0x180001, 0x190001), (0x180001, 0x180002)) == "24.1+24.2"
     assert vgpu_versions((0x180001, 0x180002), (0x180001, 0x190001)) == "24.1+24.2"
+    assert vgpu_versions((0x180001, 0x180002), (0x180002, 0x180002)) == "24.2"
+    assert vgpu_versions((0x180002, 0x180002), (0x180001, 0x180002)) == "24.2"
 
 
 @pytest.mark.parametrize(

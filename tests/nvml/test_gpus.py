@@ -249,6 +249,25 @@ def test_a_gpu_whose_calls_hang_does_not_cost_the_others(
     assert answers[-1].error == "not asked, after 3 that did not answer"
 
 
+def test_nvml_that_cannot_be_opened_a_second_time_has_said_what_it_said(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub.crashes("nvmlDeviceGetEccMode")
+    once = calls._ask
+
+    def ask(questions: Sequence[Question], library: str) -> tuple[list[Answer], str]:
+        answered = once(questions, library)
+        stub.returns("nvmlInitWithFlags", 9)
+        return answered
+
+    monkeypatch.setattr(calls, "_ask", ask)
+    asked = [("driver_version",), ("ecc_mode", GPU), ("vgpu_versions",), ("driver_version",)]
+    first, second, *others = calls.ask(asked, str(stub.library))
+    assert first.value == DRIVER
+    assert "SIGABRT" in second.error
+    assert [answer.error for answer in others] == ["Driver Not Loaded"] * 2
+
+
 def test_nvml_hangs_from_the_start(
     nvml: Nvml, stub: Stub, sys: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
