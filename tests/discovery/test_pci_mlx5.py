@@ -50,6 +50,16 @@ def test_all_vfs_of_a_card_show_the_same(sys: Path, rdma: Path) -> None:
     assert [{key: device.declaration.shown.get(key) for key in CARD} for device in devices] == [CARD] * 5
 
 
+def test_each_vf_shows_the_card_that_it_is_on(sys: Path, rdma: Path) -> None:
+    pf, vf = "0000:5e:00.0", "0000:5e:00.2"
+    device = add_function(sys, f"pci0000:5d/{pf}", driver="mlx5_core", group=6, ids=("0x15b3", "0x1021"))
+    add_function(sys, f"pci0000:5d/{vf}", driver="mlx5_vfio_pci", group=78, physfn=pf)
+    (device / "infiniband/mlx5_1").mkdir(parents=True)
+    write(device / "infiniband/mlx5_1", {"fw_ver": "28.39.1002", "board_id": "MT_0000000838"})
+    found = {one.id: {key: one.declaration.shown.get(key) for key in CARD} for one in scan(sys).devices}
+    assert found == {VF: CARD, vf: {"firmware_version": "28.39.1002", "psid": "MT_0000000838"}}
+
+
 @pytest.mark.parametrize(
     ("file", "text", "missing"),
     [

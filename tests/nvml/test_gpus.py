@@ -372,6 +372,11 @@ def test_another_driver_that_answers_late(nvml: Nvml, stub: Stub, sys: Path) -> 
     asked[1].set()
     settle()
     assert more(nvml, sys)[VF].keys() >= NAMES
+    write(sys / "module/nvidia", {"version": "600.1.1"})
+    assert not any(more(nvml, sys, patience=0.01).values()), "what the old one said is not shown meanwhile"
+    wait_until(lambda: len(asked) == 3)
+    asked[2].set()
+    settle()
 
 
 def test_a_gpu_that_is_bound_anew_or_gets_another_type_is_asked_at_once(
