@@ -39,7 +39,7 @@ def test_everything_that_a_file_may_hold() -> None:
             - name: example.com/nic
               selectors:
               - vendors: ["0x15B3"]
-                devices: [101e]
+                devices: [101E]
                 drivers: [mlx5_vfio_pci]
                 pfs: [0000:0A:00.0]
                 addresses: ["0000:3B:00.4"]

@@ -256,7 +256,8 @@ class TestHalfWritten:
 
     def test_strange_names_in_vfio_dev(self, sys: Path) -> None:
         device = add_function(sys, "pci0000:00/0000:01:00.0", group=1, vfio_dev="vfio7")
-        (device / "vfio-dev/power").mkdir()
+        for name in ("power", "vfio10x"):
+            (device / "vfio-dev" / name).mkdir()
         assert find(sys, "0000:01:00.0").vfio_dev == "vfio7"
 
 

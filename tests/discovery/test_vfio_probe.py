@@ -67,6 +67,7 @@ def test_a_device_without_is_asked_through_its_group(by_group: FakeVfio) -> None
     ("flags", "answer"),
     [
         (0, Migration(False)),
+        (PRE_COPY, Migration(False, (MigrationState.PRE_COPY,))),
         (STOP_COPY, Migration(True, (MigrationState.STOP_COPY,))),
         (STOP_COPY | P2P, Migration(True, (MigrationState.STOP_COPY, MigrationState.P2P))),
         (STOP_COPY | PRE_COPY, Migration(True, (MigrationState.STOP_COPY, MigrationState.PRE_COPY))),
