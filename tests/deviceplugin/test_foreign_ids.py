@@ -118,6 +118,11 @@ def test_a_resource_of_which_half_could_be_devices_is_told_and_not_taken() -> No
     assert see(MDEV, offers("12", "20"), {}, config(OTHER, Others.IGNORE, types="t-1")).doubts == ()
 
 
+def test_the_first_function_is_that_of_the_lowest_number_in_whatever_order_they_were_found() -> None:
+    seen = see(dict(reversed(list(CARD.items()))), offers("7"))
+    assert places(seen) == {GPU: POOL, SOUND: f"({NOT_OFFERED})"}
+
+
 def test_different_functions_of_a_group_that_are_not_of_one_card_are_not_told_apart() -> None:
     devices = inventory(device(GPU, "7"), device("0000:04:00.0", "7", pci_id="10de10f8"))
     assert places(see(devices, offers("7"))) == dict.fromkeys(devices, f"({POOL})")

@@ -51,14 +51,15 @@ def test_the_version_is_the_parents_drivers_even_if_the_glue_has_one(sys: Path, 
     assert only(sys).driver_version == "1.0", "the table is of the driver that is bound"
 
 
-def test_the_version_is_that_of_its_own_parents_driver(sys: Path, gpu: Path) -> None:
+def test_version_and_id_are_those_of_its_own_parent(sys: Path, gpu: Path) -> None:
     add_vgpu(sys)
     add_driver(sys, "pci", "other", version="2.0")
     add_function(sys, "pci0000:5d/0000:5e:00.0", driver="other", group=6)
     other = UUID.replace("3", "4")
     add_mdev(sys, "pci0000:5d/0000:5e:00.0", other, type_id="x-1", driver="nvidia-vgpu-vfio", group=78)
-    found = {one.id: one.declaration.shown["software_version"] for one in scan(sys).devices}
-    assert found == {UUID: "580.95.05", other: "2.0"}
+    shows = {one.id: one.declaration.shown for one in scan(sys).devices}
+    found = {id_: (shown["software_version"], shown["parent_pci_id"]) for id_, shown in shows.items()}
+    assert found == {UUID: ("580.95.05", "10de20b5"), other: ("2.0", "15b3101e")}
 
 
 def test_without_a_driver_of_the_parent_it_is_its_own(sys: Path, gpu: Path) -> None:
