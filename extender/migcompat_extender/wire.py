@@ -9,6 +9,9 @@ from __future__ import annotations
 import msgspec
 from migcompat.api.cluster import Pod
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises: malformed or of another type, not UTF-8, nested too deeply."""
+
 
 class NodeList(msgspec.Struct):
     """``v1.NodeList``; nodes stay the bytes they came as, only their names are looked at."""
@@ -72,7 +75,7 @@ def read_args(body: bytes) -> tuple[Pod, list[str], list[msgspec.Raw] | None]:
         args = _ARGS.decode(body)
         items = args.nodes.items or [] if args.nodes is not None else []
         listed = [_NODE.decode(item).metadata.name for item in items] if args.node_names is None else []
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise WireError(f"request is not ExtenderArgs: {error}") from error
     if args.pod is None:
         raise WireError("request is not ExtenderArgs: Pod is null or missing")
@@ -149,7 +152,7 @@ def read_review(body: bytes) -> AdmissionRequest:
     """
     try:
         review = _REVIEW.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise WireError(f"request is not an AdmissionReview: {error}") from error
     if (review.api_version, review.kind) != ("admission.k8s.io/v1", "AdmissionReview"):
         raise WireError(

@@ -84,7 +84,7 @@ def take(
         return
     try:
         item = resource.decode(msgspec.json.encode(body))
-    except msgspec.DecodeError as problem:
+    except (msgspec.DecodeError, RecursionError) as problem:
         metrics.undecodable.labels(resource.plural).inc()
         log.warning(
             "%r %s does not fit its type and counts as absent until it is corrected: %s",

@@ -49,7 +49,7 @@ def reconcile_target(fleet: Fleet, pod: Pod) -> TargetPlan:
     plan = TargetPlan()
     uid = (pod.metadata.labels or {})[names.MIGRATION_UID]
     if not migrant.problem:
-        _correct_stamp(pod, stamp.encode(migrant, uid), plan)
+        _correct_stamp(pod, stamp.encode(migrant, uid, pod.metadata.annotations), plan)
     if not pod.spec.node_name and migrant.mode is Mode.ENFORCE:
         survey = fleet.survey(migrant)
         if not survey.free:

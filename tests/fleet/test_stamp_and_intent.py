@@ -31,6 +31,7 @@ def test_round_trip_drops_only_the_key() -> None:
         (stamp.encode(MIGRANT, ""), "", "another migration"),
         ("not json", "m-1", "cannot be read"),
         ("{}", "m-1", "cannot be read"),
+        ('{"x":' + "[" * 50_000, "m-1", "cannot be read"),
         (stamp.encode(MIGRANT, "m-1").replace('"version":1', '"version":9'), "m-1", "version 9"),
         ("x" * (stamp.LIMIT + 1), "m-1", "longer"),
     ],
@@ -43,6 +44,14 @@ def test_unusable_stamps_say_why(text: str, uid: str, why: str) -> None:
 def test_too_large_is_not_written() -> None:
     huge = MigrantDevice(POOL, declared(extra={f"a{i}": "x" * 4000 for i in range(20)}))
     assert stamp.encode(msgspec.structs.replace(MIGRANT, devices=(huge,)), "m") == ""
+
+
+def test_no_room_beside_the_other_annotations() -> None:
+    text = stamp.encode(MIGRANT, "m")
+    own = {names.SOURCE: "x" * 300_000}
+    left = stamp.ALL_ANNOTATIONS - len(names.SOURCE) - len(text) - len("k")
+    assert stamp.encode(MIGRANT, "m", {**own, "k": "v" * left}) == text, "the one before is replaced"
+    assert stamp.encode(MIGRANT, "m", {**own, "k": "v" * (left + 1)}) == ""
 
 
 def test_intent_defaults() -> None:

@@ -128,6 +128,24 @@ async def test_a_listed_item_that_does_not_decode_is_left_out(
     assert "$.metadata.labels" in caplog.text
 
 
+@pytest.mark.parametrize("depth", [900, 100_000])
+async def test_an_answer_nested_too_deeply_is_an_error_and_not_the_end(depth: int) -> None:
+    deep = '{"metadata": {"name": "n"}, "x": ' + "[" * depth + "]" * depth + "}"
+
+    async def handler(request: web.Request) -> web.Response:
+        text = deep if request.path.endswith("/n") else '{"metadata": {}, "items": [' + deep + "]}"
+        return web.json_response(text=text)
+
+    async with api(handler) as client:
+        if depth < 1000:
+            assert [n.metadata.name for n in (await client.list(NODES)).items] == ["n"]
+            return
+        with pytest.raises(Unreachable, match="recursion"):
+            await client.list(NODES)
+        with pytest.raises(ApiError, match="recursion"):
+            await client.get(NODES, "n")
+
+
 async def test_null_items_are_an_empty_list() -> None:
     async def handler(_: web.Request) -> web.Response:
         return web.json_response({"metadata": {"resourceVersion": "7"}, "items": None})

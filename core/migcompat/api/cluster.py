@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 import msgspec
 
 from migcompat.api import names
 from migcompat.api.meta import Condition, ObjectMeta
+
+_QUANTITY = re.compile(r"([0-9]{1,19})(?:([kMGTPE])(i?)|[eE]([0-9]{1,2}))?")
+_MOST = 2**63 - 1
+_POWERS = " kMGTPE"
+
+
+def _whole(quantity: str | int) -> int:
+    """A ``resource.Quantity`` in the forms that whole numbers are stored in: ``2``, ``1k``, ``1Ki``, ``1e3``.
+
+    Anything else, which the API server would not take for devices, is 0.
+    """
+    found = _QUANTITY.fullmatch(str(quantity))
+    if not found:
+        return 0
+    digits, suffix, binary, exponent = found.groups()
+    power = _POWERS.index(suffix or " ")
+    unit: int = 1024**power if binary else 10 ** (3 * power + int(exponent or 0))
+    return min(int(digits) * unit, _MOST)
+
+
+def extended(quantities: Mapping[str, str | int]) -> dict[str, int]:
+    """Extended resources (names that contain ``/``) of which there is at least one, in whole devices."""
+    return {name: count for name, found in quantities.items() if "/" in name and (count := _whole(found))}
 
 
 class NodeSystemInfo(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -32,6 +58,7 @@ class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"
 
     node_info: NodeSystemInfo = NodeSystemInfo()
     conditions: list[NodeCondition] | None = None
+    allocatable: dict[str, str | int] | None = None
 
 
 class Node(msgspec.Struct, omit_defaults=True):
@@ -124,9 +151,8 @@ class Pod(msgspec.Struct, omit_defaults=True):
         wanted: dict[str, int] = {}
         for container in self.spec.containers:
             resources = container.resources
-            for name, quantity in ((resources and resources.limits) or {}).items():
-                if "/" in name and str(quantity).isdecimal() and int(quantity):
-                    wanted[name] = wanted.get(name, 0) + int(quantity)
+            for name, count in extended((resources and resources.limits) or {}).items():
+                wanted[name] = wanted.get(name, 0) + count
         return wanted
 
 

@@ -87,12 +87,11 @@ def fit(migrant: Migrant, targets: Sequence[Target], judge: Judge | None = None,
     *reserved*: how many of the free targets are already promised to pods that hold no device yet.
     """
     judge = judge or Judge()
-    asked = [resource for resource, count in sorted(migrant.asks.items()) for _ in range(count)]
     for resource, count in sorted(migrant.asks.items()):
         if sum(target.resource == resource for target in targets) < count:
             return Fit(False, False, NOT_ENOUGH, f"fewer than {count} device(s) of {resource}")
     if migrant.problem or not migrant.devices:
-        return _fit_unknown(migrant, asked, targets, reserved)
+        return _fit_unknown(migrant, targets, reserved)
     verdicts = _verdicts(migrant, targets, judge)
     for row in verdicts:
         if not row:
@@ -152,9 +151,13 @@ def _verdicts(migrant: Migrant, targets: Sequence[Target], judge: Judge) -> list
     return rows
 
 
-def _fit_unknown(migrant: Migrant, asked: list[str], targets: Sequence[Target], reserved: int) -> Fit:
-    """The source is not known: ``Unknown``, and each target's policy decides (semantics §5, ``unknown``)."""
+def _fit_unknown(migrant: Migrant, targets: Sequence[Target], reserved: int) -> Fit:
+    """The source is not known: ``Unknown``, and each target's policy decides (semantics §5, ``unknown``).
+
+    There are at least as many targets as the migrant asks for, which anyone who makes a pod may exaggerate.
+    """
     message = migrant.problem or "the devices of the source are not known"
+    asked = [resource for resource, count in sorted(migrant.asks.items()) for _ in range(count)]
     willing = [t for t in targets if t.policy.unknown == Choice.ALLOW]
     rows = [{i: () for i, t in enumerate(willing) if t.resource == resource} for resource in asked]
     if not asked or assign(rows) is None:

@@ -7,13 +7,20 @@ agent uses it only where the API server cannot tell the source (:mod:`migcompat_
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
+from migcompat.api import names
 from migcompat.fleet.migrant import Migrant
 
 VERSION = 1
 LIMIT = 64 * 1024
-"""Bytes; a larger stamp is not written (all annotations of an object share 256 KiB), and the agent asks."""
+"""Bytes; a larger stamp is not written, and the agent asks."""
+
+
+ALL_ANNOTATIONS = 256 * 1024
+"""Bytes of all keys and values together that the API server lets an object have."""
 
 
 class StampError(ValueError):
@@ -29,10 +36,20 @@ class _Stamp(msgspec.Struct, frozen=True):
 _DECODER = msgspec.json.Decoder(_Stamp)
 
 
-def encode(migrant: Migrant, migration_uid: str) -> str:
-    """The annotation's value, or an empty string when it would exceed :data:`LIMIT`."""
+def encode(migrant: Migrant, migration_uid: str, annotations: Mapping[str, str] | None = None) -> str:
+    """The annotation's value, or an empty string when it would exceed :data:`LIMIT`.
+
+    *annotations*: those that the pod has. A tenant's may leave no room for a stamp: with one the API server
+    would refuse the pod.
+    """
     text = msgspec.json.encode(_Stamp(VERSION, migration_uid, migrant))
-    return text.decode() if len(text) <= LIMIT else ""
+    others = sum(
+        len(key.encode()) + len(value.encode())
+        for key, value in (annotations or {}).items()
+        if key != names.SOURCE
+    )
+    room = min(LIMIT, ALL_ANNOTATIONS - others - len(names.SOURCE))
+    return text.decode() if len(text) <= room else ""
 
 
 def decode(text: str, migration_uid: str) -> Migrant:
@@ -45,7 +62,7 @@ def decode(text: str, migration_uid: str) -> Migrant:
         raise StampError(f"stamp is longer than {LIMIT} bytes")
     try:
         stamp = _DECODER.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise StampError(f"stamp cannot be read: {error}") from error
     if stamp.version != VERSION:
         raise StampError(f"stamp has version {stamp.version}, this agent reads {VERSION}")

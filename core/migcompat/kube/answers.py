@@ -88,7 +88,7 @@ def error_of(status: int, raw: bytes, method: str, path: str) -> ApiError:
     """What a Status body says; in a watch the HTTP *status* is not known (0) and the body's code counts."""
     try:
         told = msgspec.json.decode(raw, type=_Status)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         told = _Status(message=raw[:200].decode(errors="replace"))
     return api_error(
         status or told.code, told.reason or "Unknown", told.message or "no message", method, path
@@ -98,7 +98,7 @@ def error_of(status: int, raw: bytes, method: str, path: str) -> ApiError:
 def _identity(raw: msgspec.Raw) -> _Identity:
     try:
         return msgspec.json.decode(raw, type=_Identified).metadata
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return _Identity()
 
 
@@ -106,7 +106,7 @@ def decode_item(res: Resource[T], raw: msgspec.Raw) -> T | None:
     """The object, or None and a log entry (its name, the path of the misfit) if it does not decode."""
     try:
         return res.decode(raw)
-    except msgspec.DecodeError as problem:
+    except (msgspec.DecodeError, RecursionError) as problem:
         who = _identity(raw)
         log.warning(
             "%r %s/%s does not fit its type and counts as absent: %s", res, who.namespace, who.name, problem
@@ -136,7 +136,7 @@ def event_of(res: Resource[T], line: bytes, path: str) -> WatchEvent[T] | None:
     """The event of one line; None for one we can do nothing with. Raises what an ERROR event says."""
     try:
         told = msgspec.json.decode(line, type=_Line)
-    except msgspec.DecodeError as problem:
+    except (msgspec.DecodeError, RecursionError) as problem:
         raise Unreachable(f"a line of the watch is not an event: {problem}", "GET", path) from problem
     if told.type == "ERROR":
         raise error_of(0, bytes(told.object), "GET", path)
