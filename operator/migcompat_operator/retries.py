@@ -2,8 +2,9 @@
 
 virt-controller backs off between tries at a target pod that the webhook denies, up to many minutes; a changed
 annotation on the VirtualMachineInstanceMigration brings the next try at once (measured). So a migration is
-touched when its VM's survey turns from "nothing accepts, or nothing is free" to "something accepting is
-free", and, since the extender's own view may lag, a few times more while no target pod has its node.
+touched when what the webhook denies becomes what it lets pass: something accepting is free, or the VM need
+not wait for that any more (mode ``prefer`` or ``ignore``). Since the extender's own view may lag, it is
+touched a few times more while no target pod has its node.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Touch(msgspec.Struct, frozen=True):
 
 
 class Retries:
-    """Remembers per VM whether it had somewhere to go, and which migrations were touched."""
+    """Remembers per VM whether its target pods would pass the webhook, and which migrations were touched."""
 
     def __init__(self) -> None:
         self._hopeful: dict[Key, bool] = {}
@@ -47,16 +48,17 @@ class Retries:
         vmi: Key,
         survey: Survey,
         *,
+        lax: bool = False,
         before: bool | None,
         migrations: Iterable[VirtualMachineInstanceMigration],
         now: float,
     ) -> list[Touch]:
-        """What to touch now that *survey* is the VM's answer.
+        """What to touch now that *survey* is the VM's answer. *lax*: its mode is not to enforce it.
 
-        *before*: whether there was somewhere to go according to the status written last (None: no status);
+        *before*: whether it would have passed according to the status written last (None: no status);
         it counts only while nothing is remembered, that is after a restart. *now*: monotonic seconds.
         """
-        hopeful = survey.free > 0
+        hopeful = survey.free > 0 or lax
         was = self._hopeful.get(vmi, before)
         self._hopeful[vmi] = hopeful
         if not hopeful or was is not False:

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 
 from migcompat.api.cluster import VirtualMachineInstance
 from migcompat.api.migrationcompatibility import MigrationCompatibility
+from migcompat.fleet.migrant import Mode
 from migcompat.fleet.survey import Survey
 from migcompat.kube.errors import ApiError
 
@@ -202,8 +203,7 @@ class Worker:
         if vmi is None:
             self._retries.forget(key)
         elif not plan.held:
-            survey = plan.survey or mirror.fleet.survey(mirror.fleet.migrant(vmi))
-            await self._retry(key, existing, vmi, survey)
+            await self._retry(key, existing, vmi, plan.survey)
         return plan
 
     def _remember(self, key: Key, plan: Plan, now: float) -> None:
@@ -219,15 +219,21 @@ class Worker:
             self._failures.pop(item, None)
 
     async def _retry(
-        self, key: Key, existing: MigrationCompatibility | None, vmi: VirtualMachineInstance, survey: Survey
+        self,
+        key: Key,
+        existing: MigrationCompatibility | None,
+        vmi: VirtualMachineInstance,
+        survey: Survey | None,
     ) -> None:
         """*survey* is the VM's own, whatever a user's object of its name asks; so is what it said before."""
         mirror, before = self._mirror, None
+        migrant = mirror.fleet.migrant(vmi)
         if existing is not None and existing.status.conditions and asks_about(existing, vmi.metadata.name):
             before = existing.status.free > 0
         for touch in self._retries.note(
             key,
-            survey,
+            survey or mirror.fleet.survey(migrant),
+            lax=migrant.mode is not Mode.ENFORCE,
             before=before,
             migrations=[mirror.migrations[one] for one in sorted(mirror.migrations_of.get(key, ()))],
             now=time.monotonic(),

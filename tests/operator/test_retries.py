@@ -33,6 +33,14 @@ def test_touched_once_when_the_first_place_appears() -> None:
     assert again.value != touch.value, "only a changed annotation counts"
 
 
+def test_touched_when_the_vm_need_not_wait_any_more() -> None:
+    retries = Retries()
+    assert not retries.note(VMI, survey(0), before=None, migrations=[migration()], now=0)
+    assert retries.note(VMI, survey(0), lax=True, before=None, migrations=[migration()], now=1)
+    assert not retries.note(VMI, survey(1), lax=True, before=None, migrations=[migration()], now=2)
+    assert not retries.note(VMI, survey(0), before=None, migrations=[migration()], now=3)
+
+
 def test_what_was_written_before_a_restart_counts() -> None:
     assert Retries().note(VMI, survey(1), before=False, migrations=[migration()], now=0)
     assert not Retries().note(VMI, survey(1), before=True, migrations=[migration()], now=0)
