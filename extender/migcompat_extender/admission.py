@@ -28,6 +28,7 @@ from migcompat_extender.table import Tables
 from migcompat_extender.targets import may_be_ours, must_wait
 from migcompat_extender.wire import (
     POD,
+    UNREADABLE,
     AdmissionRequest,
     AdmissionResponse,
     Status,
@@ -68,7 +69,7 @@ class Admission:
         request = read_review(body)
         try:
             response, outcome = self._review(request)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise WireError(f"object of the AdmissionReview is not a Pod: {error}") from error
         return write_review(response), "" if request.dry_run else outcome
 
@@ -95,7 +96,9 @@ class Admission:
             survey = self._tables.of(migrant).survey
             affinity = NodeAffinity(request.object)
             if migrant.mode is Mode.PREFER:
-                operations += affinity.prefer(_by_rank(survey), self._settings.max_names)
+                operations += affinity.prefer(
+                    _by_rank(survey), self._settings.max_names, self._settings.max_affinity_bytes
+                )
                 outcome = "preferred"
             elif not survey.free:
                 status = Status(403, denial(migrant, survey), "Forbidden")
@@ -109,12 +112,22 @@ class Admission:
                 chosen = [node for node in free if node not in avoided] or free
                 operations += affinity.require(
                     chosen,
-                    sorted({*_excluded(migrant, survey), *(set(free) - set(chosen))}),
+                    self._excluded(migrant, survey, chosen),
                     self._settings.max_names,
                     self._settings.max_affinity_bytes,
+                    self._fleet.labels,
                 )
                 outcome = "steered"
         return _patched(allowed, operations), outcome
+
+    def _excluded(self, migrant: Migrant, survey: Survey, chosen: list[str]) -> list[str]:
+        """All nodes but *chosen* where kube-scheduler may find such devices, and the source.
+
+        Those are the nodes that publish them, and those whose kubelet has them though no agent publishes
+        them. kube-scheduler, which counts devices, keeps the pod off all others.
+        """
+        offering = self._fleet.offering(migrant.asks)
+        return sorted({migrant.node, *survey.fits, *offering} - {"", *chosen})
 
     def _unknown(self, request: AdmissionRequest, pod: Pod, problem: str) -> tuple[AdmissionResponse, str]:
         """The cluster is not known: let the pod pass to the guard, without a stamp that is not ours."""
@@ -150,7 +163,8 @@ def _patched(response: AdmissionResponse, operations: list[Operation]) -> Admiss
 
 def _stamp(pod: Pod, migrant: Migrant) -> list[Operation]:
     """Write the stamp over whatever a tenant put there; one too large is left out, and the agent asks."""
-    text = stamp.encode(migrant, (pod.metadata.labels or {}).get(names.MIGRATION_UID, ""))
+    uid = (pod.metadata.labels or {}).get(names.MIGRATION_UID, "")
+    text = stamp.encode(migrant, uid, pod.metadata.annotations)
     if not text:
         return _unstamp(pod)
     if not pod.metadata.annotations:
@@ -162,14 +176,6 @@ def _unstamp(pod: Pod) -> list[Operation]:
     if names.SOURCE in (pod.metadata.annotations or {}):
         return [remove("metadata", "annotations", names.SOURCE)]
     return []
-
-
-def _excluded(migrant: Migrant, survey: Survey) -> list[str]:
-    """Nodes that offer such devices and must not be used: they refuse, or have none free; and the source.
-
-    Nodes that offer none are kept away by kube-scheduler, which counts devices.
-    """
-    return sorted({node for node, fit in survey.fits.items() if not fit.free} | ({migrant.node} - {""}))
 
 
 def _by_rank(survey: Survey) -> list[list[str]]:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from migcompat.api import names
+from migcompat.api.cluster import Node
 from migcompat.api.compatibilitypolicy import CompatibilityPolicy
 from migcompat.api.meta import ObjectMeta
 from migcompat.api.vfionode import Mode as NodeMode
@@ -15,6 +16,7 @@ from migcompat.fleet import stamp
 from migcompat.fleet.fleet import Fleet
 from migcompat.fleet.migrant import Mode
 from migcompat_extender.admission import Admission
+from migcompat_extender.affinity import REQUIRED
 from migcompat_extender.refusals import Refusals
 from migcompat_extender.settings import Settings
 from migcompat_extender.table import Tables
@@ -77,7 +79,7 @@ def test_only_nodes_with_accepting_devices_free_are_named() -> None:
 
 
 def test_a_node_whose_guard_has_just_refused_the_vm_is_not_named_while_another_takes_it() -> None:
-    fleet = world({"n2": "1.1.0", "n3": "1.2.0"})
+    fleet = world({"n2": "1.1.0", "n3": "1.2.0", "old": "1.0.0"})
     refusals = Refusals()
     refusals.note(refused("vm-a", "n2"))
     after = patched(target(), admitted(fleet, review(target()), refusals=refusals))
@@ -86,6 +88,85 @@ def test_a_node_whose_guard_has_just_refused_the_vm_is_not_named_while_another_t
     after = patched(target(), admitted(fleet, review(target()), refusals=refusals))
     named = [{"matchFields": [by_name("In", n)]} for n in ("n2", "n3")]
     assert required_terms(after) == named, "better these nodes again than none"
+
+
+def test_the_shorter_list_is_written() -> None:
+    """Equally long ones: the nodes that take it, because nothing that joins later slips through."""
+    accepting = {"n2": "1.1.0", "n3": "1.2.0"}
+    after = patched(target(), admitted(world(accepting), review(target())))
+    assert required_terms(after) == [{"matchFields": [by_name("NotIn", "node-1")]}]
+    after = patched(target(), admitted(world({**accepting, "old": "1.0.0"}), review(target())))
+    assert required_terms(after) == [{"matchFields": [by_name("In", n)]} for n in ("n2", "n3")]
+
+
+def offers(name: str, **quantities: str) -> Node:
+    """A node whose kubelet has these resources to give."""
+    made = node(name)
+    return msgspec.structs.replace(
+        made, status=msgspec.structs.replace(made.status, allocatable={"cpu": "8", **quantities})
+    )
+
+
+def test_exclusion_names_nodes_whose_kubelet_has_such_devices_though_no_agent_publishes_them() -> None:
+    """kube-scheduler counts devices: those of a node whose VFIONode is gone would do."""
+    fleet = world({f"n{i}": "1.1.0" for i in range(8)})
+    fleet.put_node(offers("dark", **{POOL: "4"}))
+    fleet.put_node(offers("unpublished", **{POOL: "4"}))
+    fleet.put_vfionode(vfionode("unpublished", {}))
+    fleet.put_node(offers("emptied", **{POOL: "0"}))
+    fleet.put_node(
+        offers("others", **{f"{names.RESOURCE_DOMAIN}/other": "4", "devices.kubevirt.io/kvm": "1k"})
+    )
+    fleet.put_node(offers("n1", **{POOL: "1"}))
+
+    def excluded() -> list[str]:
+        (term,) = required_terms(patched(target(), admitted(fleet, review(target()))))
+        assert {field["operator"] for field in term["matchFields"]} == {"NotIn"}
+        return [field["values"][0] for field in term["matchFields"]]
+
+    assert excluded() == ["dark", "node-1", "unpublished"]
+    fleet.put_node(node("dark"))
+    fleet.drop_node("unpublished")
+    assert excluded() == ["node-1"]
+
+
+def test_a_node_that_has_but_one_of_two_pools_is_not_excluded() -> None:
+    other = f"{names.RESOURCE_DOMAIN}/other"
+    asks = [POOL, other]
+    fleet = Fleet()
+    spec = msgspec.Raw(msgspec.json.encode({"unknown": "Allow"}))
+    fleet.put_policy(CompatibilityPolicy(ObjectMeta(name="lax"), spec))
+    for name in ("node-1", "n2", "n3", "n4"):
+        item, more = (vfionode(name, {f"{name}-{r}": declared()}, resource=r) for r in asks)
+        item.status.devices += more.status.devices
+        fleet.put_node(node(name))
+        fleet.put_vfionode(item)
+    fleet.put_node(offers("half", **{POOL: "4"}))
+    fleet.put_node(offers("both", **{POOL: "4", other: "4"}))
+    fleet.put_vmi(vmi("vm-a", "node-1", resources=asks))
+    asking = target(resources=asks)
+    after = patched(asking, admitted(fleet, review(asking)))
+    assert required_terms(after) == [{"matchFields": [by_name("NotIn", n) for n in ("both", "node-1")]}]
+
+
+def test_where_neither_list_fits_names_that_the_pod_itself_rules_out_give_way() -> None:
+    """Else the names written could all lie in another zone, and the VM would not move at its first try."""
+    fleet = world({f"old{i}": "1.0.0" for i in range(5)})
+    for i in range(9):
+        name, zone = f"n{i}", "b" if i in (4, 7) else "a"
+        fleet.put_node(node(name, labels={"zone": zone, "cpu": "x" if i != 4 else "y"}))
+        fleet.put_vfionode(vfionode(name, {f"{name}-0": declared("1.1.0")}))
+    before = built(target())
+    zone_b = {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["b"]}]}
+    before["spec"]["affinity"] = {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [zone_b]}}}
+
+    def named() -> list[str]:
+        terms = required_terms(patched(before, admitted(fleet, review(before), max_names=3)))
+        return [term["matchFields"][0]["values"][0] for term in terms]
+
+    assert named() == ["n4", "n7", "n0"]
+    before["spec"]["nodeSelector"] = {"cpu": "x"}
+    assert named() == ["n7", "n0", "n1"]
 
 
 def test_exclusion_names_the_node_whose_guard_has_just_refused_the_vm() -> None:
@@ -206,6 +287,64 @@ def test_denial_when_the_source_is_not_known() -> None:
     text = denied(fleet)
     assert "0 of 1 nodes accept its device(s): 1 Unknown (" in text
     assert "VirtualMachineInstance of the target pod is not known" in text
+
+
+def abroad(policy: dict[str, str]) -> Fleet:
+    """A VM that comes from another cluster: here it runs nowhere yet (a decentralized migration)."""
+    fleet = world({"n2": "1.1.0", "n3": "1.0.0"}, used=["n3"])
+    fleet.put_vmi(vmi("vm-a", ""))
+    fleet.drop_pod("tenant-a", "virt-launcher-vm-a-src")
+    fleet.put_policy(CompatibilityPolicy(ObjectMeta(name="p"), msgspec.Raw(msgspec.json.encode(policy))))
+    return fleet
+
+
+@pytest.mark.parametrize("label", [None, "", "node-1"])
+def test_a_source_in_another_cluster_is_unknown_and_policy_decides(label: str | None) -> None:
+    """*label*: what the pod says of its source; a node of that name here is another one."""
+    asking = built(target())
+    asking["metadata"]["labels"] |= {names.NODE_NAME: label}
+    if label is None:
+        del asking["metadata"]["labels"][names.NODE_NAME]
+    response = admitted(abroad({"unknown": "Deny"}), review(asking))
+    text = response["status"]["message"]
+    why = (
+        "target pod and VMI name different source nodes"
+        if label
+        else "the VM runs on no node of this cluster"
+    )
+    assert f"0 of 3 nodes accept its device(s): 3 Unknown ({why})" in text
+    after = patched(asking, admitted(abroad({"unknown": "Allow"}), review(asking)))
+    assert required_terms(after) == [{"matchFields": [by_name("In", "n2")]}], "the others have none free"
+    assert stamp_of(after).problem == why
+
+
+def test_several_devices_need_a_node_that_takes_them_all() -> None:
+    fleet = Fleet()
+    both = [POOL, POOL]
+    holder = ("tenant-a", "virt-launcher-vm-a-src")
+    held = {"s1": holder, "s2": holder}
+    nodes = {
+        "node-1": {"s1": declared("1.1.0"), "s2": declared("1.0.0")},
+        "both": {"a": declared("1.1.0"), "b": declared("1.0.0")},
+        "one": {"a": declared("1.1.0")},
+        "old": {"a": declared("1.0.0"), "b": declared("1.0.0")},
+        "half": {"a": declared("1.1.0"), "b": declared("1.0.0")},
+    }
+    for name, devices in nodes.items():
+        allocated = held if name == "node-1" else {"a": ("other", "pod")} if name == "half" else {}
+        fleet.put_node(node(name))
+        fleet.put_vfionode(vfionode(name, devices, allocated=allocated))
+    fleet.put_pod(pod("vm-a", "node-1", resources=both))
+    fleet.put_vmi(vmi("vm-a", "node-1", resources=both))
+    asking = target(resources=both)
+    after = patched(asking, admitted(fleet, review(asking)))
+    assert required_terms(after) == [{"matchFields": [by_name("In", "both")]}]
+    assert len(stamp_of(after).devices) == 2
+    fleet.drop_vfionode("both")
+    text = admitted(fleet, review(asking))["status"]["message"]
+    assert "1 of 3 nodes accept its device(s), none of them has them free: 1 NoneFree (" in text
+    assert f"1 NotEnoughDevices (fewer than 2 device(s) of {POOL})" in text
+    assert "1 VersionMinorOlder (" in text
 
 
 def test_denial_is_bounded() -> None:

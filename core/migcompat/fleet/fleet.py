@@ -6,12 +6,12 @@ boot say nothing (contract, Device plugin).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
 from migcompat.api import names
-from migcompat.api.cluster import Node, Pod, VirtualMachineInstance
+from migcompat.api.cluster import Node, Pod, VirtualMachineInstance, extended
 from migcompat.api.compatibilitypolicy import CompatibilityPolicy
 from migcompat.api.vfionode import Device, VFIONode
 from migcompat.fleet.devices import migrant_device, target
@@ -53,6 +53,8 @@ class Fleet:
         self._vmis: dict[PodKey, VirtualMachineInstance] = {}
         self._vmi_keys: dict[str, PodKey] = {}
         self._pools: dict[str, int] = {}
+        self._offers: dict[str, frozenset[str]] = {}
+        self._offering: dict[str, set[str]] = {}
         self._targets: dict[str, list[Target]] = {}
         self._judge = Judge()
 
@@ -76,16 +78,23 @@ class Fleet:
         return old is not None and self._changed(name)
 
     def put_node(self, item: Node) -> bool:
-        """A Node as it is now; only its labels, its boot id and whether it takes pods count."""
+        """A Node as it is now.
+
+        Its labels, its boot id and whether it takes pods count; what its kubelet offers only for
+        :meth:`offering`, and is no change.
+        """
         name = item.metadata.name
         old = self._nodes.get(name)
-        self._nodes[name] = item
+        self._offer(name, extended(item.status.allocatable or {}))
+        status = msgspec.structs.replace(item.status, allocatable=None)
+        item = self._nodes[name] = msgspec.structs.replace(item, status=status)
         if old is not None and _node_state(old) == _node_state(item):
             return False
         return self._changed(name)
 
     def drop_node(self, name: str) -> bool:
         """A Node is gone."""
+        self._offer(name, ())
         return self._nodes.pop(name, None) is not None and self._changed(name)
 
     def put_policy(self, item: CompatibilityPolicy) -> bool:
@@ -270,6 +279,14 @@ class Fleet:
             if migrant.asks and all(resource in pools for resource in migrant.asks):
                 yield name
 
+    def offering(self, resources: Iterable[str]) -> set[str]:
+        """Nodes whose kubelets have devices of each of *resources*, whoever publishes them or not.
+
+        That is what kube-scheduler goes by.
+        """
+        found = [self._offering.get(resource, set()) for resource in resources]
+        return set.intersection(*found) if found else set()
+
     def survey(self, migrant: Migrant) -> Survey:
         """Where the VM could go, where not, and why.
 
@@ -292,7 +309,7 @@ class Fleet:
         self, namespace: str, uid: str, node: str, asks: dict[str, int]
     ) -> tuple[tuple[MigrantDevice, ...], str]:
         if not node:
-            return (), "the VM runs on no node"
+            return (), "the VM runs on no node of this cluster"
         item = self._vfionodes.get(node)
         problem = self.node_problem(node)
         if item is None or problem is not None:
@@ -358,6 +375,20 @@ class Fleet:
         self.policies = PolicySet(self._policy_objects.values())
         self._targets.clear()
         return self._changed()
+
+    def _offer(self, node: str, resources: Iterable[str]) -> None:
+        """What the kubelet of *node* offers from now on."""
+        before, now = self._offers.get(node, frozenset()), frozenset(resources)
+        for resource in before - now:
+            self._offering[resource].discard(node)
+            if not self._offering[resource]:
+                del self._offering[resource]
+        for resource in now - before:
+            self._offering.setdefault(resource, set()).add(node)
+        if now:
+            self._offers[node] = now
+        else:
+            self._offers.pop(node, None)
 
     def _count_pools(self, item: VFIONode | None, step: int) -> None:
         for resource in {device.resource for device in item.status.devices} if item else ():
