@@ -23,6 +23,7 @@ from migcompat_extender.denial import denial
 from migcompat_extender.filter import NOT_READY
 from migcompat_extender.jsonpatch import Operation, add, remove, write
 from migcompat_extender.refusals import Refusals
+from migcompat_extender.scheduler import assign
 from migcompat_extender.settings import Settings
 from migcompat_extender.table import Tables
 from migcompat_extender.targets import may_be_ours, must_wait
@@ -93,6 +94,7 @@ class Admission:
         allowed.audit_annotations = self._audit(pod, migrant.name, migrant.uid)
         outcome = "stamped"
         if migrant.mode is not Mode.IGNORE:
+            operations += assign(request.object, self._settings.scheduler_name)
             survey = self._tables.of(migrant).survey
             affinity = NodeAffinity(request.object)
             if migrant.mode is Mode.PREFER:
@@ -130,7 +132,11 @@ class Admission:
         return sorted({migrant.node, *survey.fits, *offering} - {"", *chosen})
 
     def _unknown(self, request: AdmissionRequest, pod: Pod, problem: str) -> tuple[AdmissionResponse, str]:
-        """The cluster is not known: let the pod pass to the guard, without a stamp that is not ours."""
+        """The cluster is not known: let the pod pass to the guard, without a stamp that is not ours.
+
+        It keeps its scheduler, too: ours would ask an extender that may know as little, and hold the pod back
+        (``CachesNotReady``), and whether the resource asked for is ours at all cannot be told.
+        """
         allowed = AdmissionResponse(request.uid, True)
         if not must_wait(pod, allow_loosening=self._settings.allow_loosening):
             if may_be_ours(pod):

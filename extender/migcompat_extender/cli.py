@@ -63,6 +63,12 @@ def extender(
             help="Deny target pods while caches are missing or stale (default: let them pass).",
         ),
     ] = False,
+    scheduler_name: Annotated[
+        str,
+        typer.Option(
+            help="Scheduler to name in target pods that name none but the default one. Empty: none."
+        ),
+    ] = "",
     stale_after: Annotated[
         float,
         typer.Option(
@@ -90,6 +96,7 @@ def extender(
                         max_names=max_names,
                         fail_closed=fail_closed,
                         allow_loosening=allow_loosening,
+                        scheduler_name=scheduler_name,
                         client_certificates=client_ca is not None,
                     ),
                 )

@@ -21,4 +21,5 @@ class Settings(msgspec.Struct, frozen=True):
     max_affinity_bytes: int = 64 * 1024
     fail_closed: bool = False
     allow_loosening: bool = False
+    scheduler_name: str = ""
     client_certificates: bool = False

@@ -460,6 +460,63 @@ def test_ignore_only_stamps() -> None:
     assert response["auditAnnotations"] == {"loosened": "migcompat.io/mode=ignore"}
 
 
+OURS = "migcompat-scheduler"
+
+
+def scheduled(pod_: Any, fleet: Fleet, problem: Any = all_well, **settings: Any) -> dict[str, Any]:
+    """The spec of the pod after its admission by an extender that brings a scheduler."""
+    response = admitted(fleet, review(pod_), problem, **{"scheduler_name": OURS, **settings})
+    spec: dict[str, Any] = patched(pod_, response)["spec"]
+    return spec
+
+
+@pytest.mark.parametrize("named", [None, "", "default-scheduler"])
+def test_a_target_that_leaves_the_choice_open_gets_our_scheduler(named: str | None) -> None:
+    fleet, asking = world({"n2": "1.1.0"}), built(target())
+    asking["spec"]["schedulerName"] = named
+    spec = scheduled(asking, fleet)
+    assert spec["schedulerName"] == OURS
+    assert required_terms({"spec": spec}) == [{"matchFields": [by_name("In", "n2")]}], "and is steered"
+
+
+def test_a_scheduler_that_the_vm_s_owner_chose_stays() -> None:
+    asking = built(target())
+    asking["spec"]["schedulerName"] = "volcano"
+    spec = scheduled(asking, world({"n2": "1.1.0"}))
+    assert spec["schedulerName"] == "volcano"
+    assert required_terms({"spec": spec}) == [{"matchFields": [by_name("In", "n2")]}], "steered all the same"
+
+
+def test_without_a_scheduler_of_ours_none_is_named() -> None:
+    assert "schedulerName" not in scheduled(target(), world({"n2": "1.1.0"}), scheduler_name="")
+
+
+@pytest.mark.parametrize(("mode", "name"), [("prefer", OURS), ("ignore", None)])
+def test_a_lax_vm_gets_our_scheduler_where_it_is_steered_at_all(mode: str, name: str | None) -> None:
+    assert scheduled(target(), lax(mode), allow_loosening=True).get("schedulerName") == name
+
+
+@pytest.mark.parametrize(
+    ("other", "problem"),
+    [
+        (pod("vm-a", "node-1"), None),
+        (target(resources=["other.example.org/gpu"]), None),
+        (target(resources=["devices.kubevirt.io/kvm"]), STALE),
+        (target(), STALE),
+    ],
+    ids=["no target", "not ours", "not ours, caches stale", "caches stale: it could wait for nothing"],
+)
+def test_other_pods_keep_their_scheduler(other: Any, problem: str | None) -> None:
+    assert "schedulerName" not in scheduled(other, world({"n2": "1.1.0"}), lambda: problem)
+
+
+def test_a_scheduler_s_name_that_is_no_text_is_refused_clearly() -> None:
+    asking = built(target())
+    asking["spec"]["schedulerName"] = 7
+    with pytest.raises(WireError, match=r"not a Pod: .*spec\.schedulerName"):
+        scheduled(asking, world({"n2": "1.1.0"}))
+
+
 CROSS_TYPE = {names.CROSS_TYPE: "Allow"}
 
 

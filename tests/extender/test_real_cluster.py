@@ -41,10 +41,10 @@ def eventually(what: Any, *, until: Any) -> Any:
 class Site:
     """A control plane with four nodes, the VM on node-1, and the extender as a process.
 
-    n2 accepts the VM's device, n3 and n4 are a version behind.
+    n2 accepts the VM's device, n3 and n4 are a version behind. *flags* are the extender's.
     """
 
-    def __init__(self, plane: ControlPlane, folder: Path) -> None:
+    def __init__(self, plane: ControlPlane, folder: Path, *flags: str) -> None:
         self.plane = plane
         self._count = 0
         crds = [
@@ -97,10 +97,15 @@ class Site:
                 f"--tls-key={key}",
                 f"--client-ca={self.authority.file}",
                 f"--kubeconfig={plane.kubeconfig}",
+                *flags,
             ],
             log=folder / "extender.log",
             environment=dict(os.environ),
         )
+        self.await_ready()
+
+    def await_ready(self) -> None:
+        """Until the extender has read the cluster."""
         eventually(self._ready, until=lambda said: said == "ok\n")
 
     def _ready(self) -> str:
