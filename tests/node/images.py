@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.cluster.binaries import build
@@ -21,8 +22,14 @@ LAUNCHER = "docker.io/migcompat-test/launcher:1"
 PAUSE = "docker.io/migcompat-test/pause:1"
 """The same program as image of the pods' sandboxes (containerd: ``sandbox_image``)."""
 
+SCHEDULER = f"registry.k8s.io/kube-scheduler:{build.VERSION}"
+"""The image that the chart takes for a cluster of this version."""
+
 _HERE = Path(__file__).parent
-_ENTRYPOINTS = {LAUNCHER: ["/launcher"], PAUSE: ["/launcher", "pause"]}
+_LAUNCHERS = {
+    tag: {"Entrypoint": entrypoint, "WorkingDir": "/"}
+    for tag, entrypoint in ((LAUNCHER, ["/launcher"]), (PAUSE, ["/launcher", "pause"]))
+}
 
 
 def launcher() -> Path:
@@ -39,23 +46,33 @@ def launcher() -> Path:
     archive = program.parent / f"launcher-{version}.tar"
     if not archive.exists():
         scratch = archive.with_suffix(f".{os.getpid()}")
-        _write(scratch, content, _architecture(program))
+        _write(scratch, "launcher", content, _architecture(program), _LAUNCHERS)
         scratch.rename(archive)
     return archive
 
 
-def _write(archive: Path, program: bytes, architecture: str) -> None:
-    layer = _tar({"launcher": program}, mode=0o755)
+def scheduler(program: Path, archive: Path) -> None:
+    """Writes a docker-archive with the image SCHEDULER: the program, where the stock image has it."""
+    config = {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "WorkingDir": "/"}
+    place = f"usr/local/bin/{program.name}"
+    _write(archive, place, program.read_bytes(), _architecture(program), {SCHEDULER: config})
+
+
+def _write(
+    archive: Path, place: str, program: bytes, architecture: str, images: Mapping[str, object]
+) -> None:
+    """Images of one program at *place*, by tag, with their configuration."""
+    layer = _tar({place: program}, mode=0o755)
     digest = hashlib.sha256(layer).hexdigest()
     files = {f"{digest}.tar": layer}
     manifest = []
-    for tag, entrypoint in _ENTRYPOINTS.items():
+    for tag, configuration in images.items():
         config = json.dumps(
             {
                 "created": "1970-01-01T00:00:00Z",
                 "architecture": architecture,
                 "os": "linux",
-                "config": {"Entrypoint": entrypoint, "WorkingDir": "/"},
+                "config": configuration,
                 "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
                 "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "tests/node/images.py"}],
             }
