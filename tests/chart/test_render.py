@@ -71,7 +71,8 @@ def test_the_programs_know_the_flags_they_are_given(binaries: Binaries, componen
     flags = (
         *("--set", "allowLoosening=true,extender.preemptibleRejections=true,webhook.failurePolicy=Fail"),
         *("--set-json", 'devicePlugin.config={"resources": []}'),
-        *("--set", "devicePlugin.privileged=true,devicePlugin.nvml.hostPath=/usr/lib64,scheduler.enabled=true"),
+        *("--set", "devicePlugin.privileged=true,devicePlugin.nvml.hostPath=/usr/lib64"),
+        *("--set", "scheduler.enabled=true"),
     )
     (container,) = pod_specs(render(binaries, *flags))[component]["containers"]
     program = Path(sys.executable).parent / container["command"][0]

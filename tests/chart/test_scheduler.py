@@ -34,7 +34,7 @@ def container(objects: list[Object]) -> Object:
     return found
 
 
-def annotations(objects: list[Object]) -> dict[str, str]:
+def on_pods(objects: list[Object]) -> dict[str, str]:
     found: dict[str, str] = named(objects, "Deployment", NAME)["spec"]["template"]["metadata"]["annotations"]
     return found
 
@@ -167,11 +167,11 @@ def test_it_listens_where_it_is_told(binaries: Binaries, bind: str, address: str
 
 def test_its_pods_roll_when_its_configuration_changes_and_only_then(binaries: Binaries) -> None:
     def checksum(*flags: str) -> str:
-        return annotations(render(binaries, *ON, *flags))["checksum/config"]
+        return on_pods(render(binaries, *ON, *flags))["checksum/config"]
 
     assert checksum() == checksum("--set", "webhook.maxNames=7")
     assert checksum() != checksum("--set", "extender.clusterIP=10.96.0.50")
-    with_own = annotations(render(binaries, *ON, "--set", "scheduler.podAnnotations.a=b"))
+    with_own = on_pods(render(binaries, *ON, "--set", "scheduler.podAnnotations.a=b"))
     assert with_own["a"] == "b"
     assert "checksum/config" in with_own
 
