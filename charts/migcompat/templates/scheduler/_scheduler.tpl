@@ -1,5 +1,5 @@
 {{/* Secret with the certificate that our scheduler shows the extender, and the CA of the extender's own. */}}
-{{- define "migcompat.clientSecret" -}}
+{{- define "migcompat.schedulerClientSecret" -}}
 {{- .Values.scheduler.clientSecret | default (printf "%s-scheduler-client" (include "migcompat.fullname" .)) -}}
 {{- end -}}
 
