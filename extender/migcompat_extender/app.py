@@ -61,6 +61,17 @@ async def run(options: Options) -> None:
         log.warning("without --client-ca anyone who reaches %s may use /filter and /explain", options.bind)
     fleet = Fleet(allow_loosening=options.settings.allow_loosening)
     metrics = Metrics()
+
+    def show() -> None:
+        for name, life in certificates.lives.items():
+            metrics.expiry.labels(name).set(life.ends)
+            metrics.start.labels(name).set(life.begins)
+
+    def reloaded(ok: bool) -> None:
+        metrics.reloads.labels("ok" if ok else "error").inc()
+        show()
+
+    show()
     async with Client.from_environment(options.kubeconfig) as client:
         refusals = Refusals()
         caches = Caches(client, fleet, refusals, stale_after=options.stale_after)
@@ -76,7 +87,7 @@ async def run(options: Options) -> None:
             runner, server = await _serve(app, options.bind, certificates.context)
             background = asyncio.gather(
                 caches.run(),
-                certificates.watch(lambda ok: metrics.reloads.labels("ok" if ok else "error").inc()),
+                certificates.watch(reloaded),
             )
             log.info("serving on %s, health on %s", options.bind, options.health_bind)
             await _until(stop, background)

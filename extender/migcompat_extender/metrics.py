@@ -48,3 +48,15 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
+        self.expiry = Gauge(
+            "migcompat_extender_certificate_expiry_timestamp_seconds",
+            "When the certificate that is used now expires (seconds since 1970).",
+            ["certificate"],
+            registry=self.registry,
+        )
+        self.start = Gauge(
+            "migcompat_extender_certificate_start_timestamp_seconds",
+            "From when on the certificate that is used now is valid (seconds since 1970).",
+            ["certificate"],
+            registry=self.registry,
+        )

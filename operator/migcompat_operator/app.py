@@ -14,9 +14,11 @@ from migcompat.kube.client import Client
 
 from migcompat_operator.catalogue import Catalogue
 from migcompat_operator.handlers import registry, settings
+from migcompat_operator.keeper import Keeper
 from migcompat_operator.metrics import Metrics
 from migcompat_operator.mirror import Dirty, Mirror
 from migcompat_operator.resync import Resync
+from migcompat_operator.rotation import Times
 from migcompat_operator.worker import COUNT_DELAY, STUCK, Worker
 from migcompat_operator.writer import Writer
 
@@ -27,7 +29,8 @@ class Options(msgspec.Struct, frozen=True):
     """What the command line says.
 
     ``count_delay``: seconds for which mere counts may wait. ``catalogue``: directory of the catalogue's
-    files; empty: its policies are left alone.
+    files; empty: its policies are left alone. ``certificates``: what the names of the release's objects begin with,
+    whose certificates in ``namespace`` are kept for ``times``; empty: nobody's are.
     """
 
     health_bind: str = "0.0.0.0:8080"
@@ -35,6 +38,9 @@ class Options(msgspec.Struct, frozen=True):
     allow_loosening: bool = False
     count_delay: float = COUNT_DELAY
     catalogue: str = ""
+    certificates: str = ""
+    namespace: str = ""
+    times: Times | None = None
 
 
 class StartError(Exception):
@@ -85,6 +91,11 @@ async def run(options: Options) -> None:
                 return
             log.info("everything listed; answering")
             catalogue = Catalogue(client, options.catalogue, metrics) if options.catalogue else None
+            keeper = (
+                Keeper(client, options.namespace, options.certificates, options.times, metrics)
+                if options.certificates and options.times
+                else None
+            )
             await _until_first_ends(
                 asyncio.create_task(_told(stop), name="stop"),
                 asyncio.create_task(worker.run(), name="worker"),
@@ -99,6 +110,7 @@ async def run(options: Options) -> None:
                     name="kopf",
                 ),
                 *([asyncio.create_task(catalogue.run(), name="catalogue")] if catalogue else []),
+                *([asyncio.create_task(keeper.run(), name="certificates")] if keeper else []),
             )
         finally:
             await health.cleanup()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from datetime import timedelta
 from typing import Annotated
 
 import typer
@@ -12,9 +13,14 @@ from migcompat import logs
 from migcompat.kube.config import ConfigError
 
 from migcompat_operator.app import Options, StartError, run
+from migcompat_operator.rotation import Times
 from migcompat_operator.worker import COUNT_DELAY, COUNT_DELAY_LIMIT
 
 log = logging.getLogger(__name__)
+
+DAY = 24 * 3600
+SHORTEST = 10
+"""Seconds: certificates tell whole ones, and are renewed when a third of their life is left."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -41,6 +47,28 @@ def operator(
             metavar="DIR", help="Keep the CompatibilityPolicies of these files in the cluster; default: none."
         ),
     ] = "",
+    certificates: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Keep the certificates of the release whose objects' names begin so: <name>-extender-tls …; "
+            "default: none.",
+        ),
+    ] = "",
+    namespace: Annotated[str, typer.Option(help="Namespace of their Secrets, for --certificates.")] = "",
+    server_validity: Annotated[
+        float, typer.Option(min=SHORTEST, help="Seconds that a server certificate lives.")
+    ] = 90 * DAY,
+    client_validity: Annotated[
+        float, typer.Option(min=SHORTEST, help="Seconds that kube-scheduler's certificate lives.")
+    ] = 365 * DAY,
+    ca_validity: Annotated[
+        float, typer.Option(min=SHORTEST, help="Seconds that a certificate authority lives.")
+    ] = 3650 * DAY,
+    ca_overlap: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds from an authority's being in all bundles until it signs."),
+    ] = 7 * DAY,
     log_level: Annotated[str, typer.Option(help=f"One of {', '.join(logs.LEVELS)}.")] = "info",
 ) -> None:
     """Answer, for every VM with VFIO devices, where it could migrate and why not elsewhere."""
@@ -52,7 +80,23 @@ def operator(
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     if kubeconfig:
         os.environ["KUBECONFIG"] = kubeconfig
-    options = Options(health_bind, kubeconfig or None, allow_loosening, count_delay, catalogue)
+    if certificates and not namespace:
+        raise typer.BadParameter("--certificates needs --namespace")
+    if ca_overlap >= ca_validity / 3:
+        raise typer.BadParameter(
+            "--ca-overlap must be less than a third of --ca-validity: that is when the next one is made"
+        )
+    lives = (server_validity, client_validity, ca_validity, ca_overlap)
+    options = Options(
+        health_bind,
+        kubeconfig or None,
+        allow_loosening,
+        count_delay,
+        catalogue,
+        certificates,
+        namespace,
+        Times(*(timedelta(seconds=life) for life in lives)),
+    )
     try:
         asyncio.run(run(options))
     except (ConfigError, StartError) as problem:

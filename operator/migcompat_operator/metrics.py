@@ -46,6 +46,34 @@ class Metrics:
             ["state"],
             registry=self.registry,
         )
+        self.certificate_expiry = Gauge(
+            "migcompat_operator_certificate_expiry_timestamp_seconds",
+            "When a certificate of a Secret expires (seconds since 1970).",
+            ["certificate"],
+            registry=self.registry,
+        )
+        self.certificate_renewals = Counter(
+            "migcompat_operator_certificate_renewals_total",
+            "Certificates made anew.",
+            ["certificate"],
+            registry=self.registry,
+        )
+        self.certificate_failures = Counter(
+            "migcompat_operator_certificate_failures_total",
+            "Looks at the certificates that the API server kept from their end.",
+            registry=self.registry,
+        )
+        self.certificate_problems = Gauge(
+            "migcompat_operator_certificate_problems",
+            "1 for a certificate, or a bundle, that is left as it is.",
+            ["certificate"],
+            registry=self.registry,
+        )
+        self.clock_skew = Gauge(
+            "migcompat_operator_clock_skew_seconds",
+            "How far this process's clock is ahead of kube-apiserver's.",
+            registry=self.registry,
+        )
         self.cycle = Histogram(
             "migcompat_operator_cycle_seconds",
             "Duration of one pass over everything that a change may have affected.",

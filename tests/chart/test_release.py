@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import contextlib
 import itertools
 import json
@@ -9,9 +11,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
+from cryptography import x509
+from migcompat.kube.client import Client
+from migcompat.kube.errors import Forbidden
+from migcompat_operator import certificates as x509s
+from migcompat_operator.keeper import SECRETS, Keeper
+from migcompat_operator.metrics import Metrics
+from migcompat_operator.rotation import Times
 
 from tests.chart.support import CHART, Object, named
 from tests.cluster.binaries.build import Binaries
@@ -108,6 +119,174 @@ def test_a_deleted_authority_is_replaced_with_all_it_signed(plane: ControlPlane)
     assert {after[name].get("ca.crt", after[name]["tls.crt"]) for name in CERTIFICATES} == {
         after[CERTIFICATES[0]]["tls.crt"]
     }
+
+
+def operators(plane: ControlPlane) -> str:
+    """Kubeconfig of the operator's service account."""
+    token = plane.kubectl("create", "token", f"{RELEASE}-migcompat-operator", "-n", NAMESPACE).strip()
+    path = plane.directory / "operator.kubeconfig"
+    path.write_text(yaml.safe_dump(plane.kubeconfig_of({"token": token})))
+    return str(path)
+
+
+def keep(plane: ControlPlane, *, authority: float = 3650, overlap: float = 7, server: float = 90) -> Metrics:
+    """What the operator does with the certificates, with its own rights; times in days."""
+    metrics = Metrics()
+    days = (timedelta(days=count) for count in (server, 365, authority, overlap))
+
+    async def once() -> None:
+        async with Client.from_environment(operators(plane)) as client:
+            await Keeper(client, NAMESPACE, f"{RELEASE}-migcompat", Times(*days), metrics).pass_once()
+
+    asyncio.run(once())
+    return metrics
+
+
+def pem(data: Object, key: str) -> list[x509.Certificate]:
+    return x509.load_pem_x509_certificates(base64.b64decode(data[key]))
+
+
+def trusted(plane: ControlPlane) -> str:
+    """kube-apiserver's authorities for the webhook, base64."""
+    hook = plane.get("mutatingwebhookconfiguration", f"{RELEASE}-migcompat-extender")["webhooks"][0]
+    bundle: str = hook["clientConfig"].get("caBundle", "")
+    return bundle
+
+
+def replace_authority(plane: ControlPlane, overlap: float = 0) -> None:
+    """All three Secrets as if they had been made years ago, and what the operator makes of it."""
+    long_ago = datetime.now(UTC) - timedelta(days=3000)
+    pair = x509s.make_authority("old", long_ago, timedelta(days=3650))
+    names = x509s.names_of(pem(certificates(plane)[CERTIFICATES[1]], "tls.crt")[0])
+    patches = {
+        CERTIFICATES[0]: pair,
+        CERTIFICATES[1]: x509s.issue(
+            pair, "s", x509s.Usage.SERVER, names, datetime.now(UTC), timedelta(days=90)
+        ),
+        CERTIFICATES[2]: x509s.issue(
+            pair, "kube-scheduler", x509s.Usage.CLIENT, x509s.Names(), datetime.now(UTC), timedelta(days=365)
+        ),
+    }
+    bundle = base64.b64encode(x509s.write(pair.certificate)).decode()
+    for name, leaf in patches.items():
+        crt, key = (base64.b64encode(text).decode() for text in leaf.pem())
+        data = {"tls.crt": crt, "tls.key": key, **({} if leaf is pair else {"ca.crt": bundle})}
+        plane.kubectl(
+            "patch", "secret", name, "-n", NAMESPACE, "--type=merge", "-p", json.dumps({"data": data})
+        )
+    keep(plane, overlap=overlap)
+
+
+def test_an_upgrade_keeps_what_the_operator_has_renewed(plane: ControlPlane) -> None:
+    install(plane)
+    keep(plane)
+    first = certificates(plane)
+    install(plane)
+    assert certificates(plane) == first, "the operator changes nothing of what is good"
+    replace_authority(plane)
+    before, trust = certificates(plane), trusted(plane)
+    assert before[CERTIFICATES[0]].keys() == {"tls.crt", "tls.key", "old.crt"}
+    (current,) = pem(before[CERTIFICATES[0]], "tls.crt")
+    for name in CERTIFICATES[1:]:
+        pem(before[name], "tls.crt")[0].verify_directly_issued_by(current)
+        assert len(pem(before[name], "ca.crt")) == 2, "the one before, and the one that signs"
+    for flags in ((), ("--set", "logLevel=debug")):
+        install(plane, *flags)
+        assert certificates(plane) == before
+        assert trusted(plane) == trust
+    install(plane, "--set", "tls.extraNames={ext.example.org}")
+    after = certificates(plane)
+    assert {name for name in CERTIFICATES if after[name] != before[name]} == {CERTIFICATES[1]}
+    pem(after[CERTIFICATES[1]], "tls.crt")[0].verify_directly_issued_by(current)
+    assert after[CERTIFICATES[1]]["ca.crt"] == before[CERTIFICATES[1]]["ca.crt"]
+    keep(plane)
+    assert certificates(plane) == after
+
+
+def test_an_upgrade_while_an_authority_is_being_replaced_does_not_disturb_it(plane: ControlPlane) -> None:
+    install(plane)
+    replace_authority(plane, overlap=7)
+    before, trust = certificates(plane), trusted(plane)
+    assert before[CERTIFICATES[0]].keys() == {"tls.crt", "tls.key", "next.crt", "next.key"}
+    install(plane, "--set", "logLevel=debug")
+    assert (certificates(plane), trusted(plane)) == (before, trust)
+    keep(plane, overlap=0)
+    after = certificates(plane)
+    assert after[CERTIFICATES[0]]["tls.crt"] == before[CERTIFICATES[0]]["next.crt"]
+
+
+def test_a_certificate_of_somebody_else_is_left_alone(plane: ControlPlane) -> None:
+    install(plane)
+    first = certificates(plane)
+    plane.kubectl("delete", "secret", "-n", NAMESPACE, CERTIFICATES[0])
+    install(plane)
+    theirs = {"data": first[CERTIFICATES[1]]}
+    plane.kubectl(
+        "patch", "secret", "-n", NAMESPACE, CERTIFICATES[1], "--type=merge", "-p", json.dumps(theirs)
+    )
+    metrics = keep(plane)
+    assert certificates(plane)[CERTIFICATES[1]] == first[CERTIFICATES[1]]
+    sample = metrics.registry.get_sample_value
+    assert sample("migcompat_operator_certificate_problems", {"certificate": "server"}) == 1
+    assert sample("migcompat_operator_certificate_problems", {"certificate": "client"}) == 0
+
+
+OPERATOR = ("--set", "tls.madeBy=operator")
+
+
+def test_the_operator_fills_empty_secrets_and_upgrades_leave_them(plane: ControlPlane) -> None:
+    install(plane, *OPERATOR)
+    assert trusted(plane) == ""
+    keep(plane)
+    made = certificates(plane)
+    names = pem(made[CERTIFICATES[1]], "tls.crt")[0].extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    assert f"{RELEASE}-migcompat-extender.{NAMESPACE}.svc" in names.value.get_values_for_type(x509.DNSName)
+    assert trusted(plane) == made[CERTIFICATES[0]]["tls.crt"]
+    for flags in (OPERATOR, OPERATOR, (), OPERATOR):
+        install(plane, *flags)
+        assert certificates(plane) == made
+        assert trusted(plane) == made[CERTIFICATES[0]]["tls.crt"]
+    install(plane, *OPERATOR, "--set", "tls.extraNames={ext.example.org}")
+    assert certificates(plane) == made, "that is the operator's to do"
+    keep(plane)
+    assert certificates(plane)[CERTIFICATES[1]] != made[CERTIFICATES[1]]
+
+
+@pytest.mark.parametrize("flags", [("--server-side", "--force-conflicts"), ()], ids=["server", "client"])
+def test_applying_rendered_manifests_again_and_again_keeps_the_certificates(
+    plane: ControlPlane, flags: tuple[str, ...]
+) -> None:
+    """As GitOps tools do: what is rendered knows nothing of the cluster."""
+    command = ("template", RELEASE, str(CHART), "--namespace", NAMESPACE, "--no-hooks", *OPERATOR)
+    rendered = plane.helm(*command)
+    assert plane.helm(*command) == rendered, "the same each time"
+    plane.kubectl("apply", "-f", "-", *flags, stdin=rendered)
+    keep(plane)
+    made, trust = certificates(plane), trusted(plane)
+    plane.kubectl("apply", "-f", "-", *flags, stdin=rendered)
+    assert (certificates(plane), trusted(plane)) == (made, trust)
+    plane.kubectl("delete", "-f", "-", "--wait=false", stdin=rendered)
+
+
+def test_the_operator_sees_no_other_secret(plane: ControlPlane) -> None:
+    install(plane)
+    plane.kubectl("create", "secret", "generic", "other", "-n", NAMESPACE, "--from-literal=a=b")
+
+    async def look() -> None:
+        async with Client.from_environment(operators(plane)) as client:
+            for asked in (
+                client.get(SECRETS, "other", NAMESPACE),
+                client.list(SECRETS, NAMESPACE),
+                client.create(SECRETS, {"metadata": {"name": "new"}}, NAMESPACE),
+                client.delete(SECRETS, CERTIFICATES[0], NAMESPACE),
+                client.get(SECRETS, CERTIFICATES[0], "default"),
+            ):
+                with pytest.raises(Forbidden):
+                    await asked
+
+    asyncio.run(look())
 
 
 def test_uninstalling_leaves_nothing(plane: ControlPlane) -> None:

@@ -17,8 +17,13 @@ def _name(common: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
 
 
-def _builder(subject: str, issuer: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
+def _builder(
+    subject: str,
+    issuer: str,
+    key: ec.EllipticCurvePrivateKey,
+    shift: datetime.timedelta = datetime.timedelta(),
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC) + shift
     return (
         x509.CertificateBuilder()
         .subject_name(_name(subject))
@@ -40,13 +45,13 @@ class Authority:
         self.file = folder / f"{name}.crt"
         self.file.write_bytes(made.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, common: str) -> tuple[Path, Path]:
-        """A certificate for loopback and its key, as files."""
+    def issue(self, common: str, shift: datetime.timedelta = datetime.timedelta()) -> tuple[Path, Path]:
+        """A certificate for loopback and its key, as files; valid for two hours around now, *shift* later."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = x509.SubjectAlternativeName(
             [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         )
-        signed = _builder(common, self._name, key).add_extension(names, critical=False)
+        signed = _builder(common, self._name, key, shift).add_extension(names, critical=False)
         cert, key_file = self._folder / f"{common}.crt", self._folder / f"{common}.key"
         cert.write_bytes(signed.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
         key_file.write_bytes(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import shutil
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import aiohttp
@@ -179,3 +181,53 @@ async def test_old_protocol_versions_are_refused(tmp_path: Path) -> None:
     async with listening(Certificates(*authority.issue("server")), app()) as server:
         with pytest.raises((aiohttp.ClientError, ssl.SSLError)):
             await ask(server, "/mutate", old, review(target()))
+
+
+@pytest.mark.parametrize(
+    ("shift", "words"), [(-5, "expired at"), (5, "is not valid before")], ids=["expired", "not yet valid"]
+)
+async def test_a_certificate_at_the_wrong_time_is_served_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, shift: int, words: str
+) -> None:
+    """This clock may be the wrong one: whoever calls judges, and a client that does not would get its answer."""
+    authority = Authority(tmp_path, "ca")
+    certificates = Certificates(*authority.issue("server", timedelta(hours=shift)), authority.file)
+    client = authority.client(authority.issue("client"))
+    now = time.time()
+    assert words in certificates.judge(now)["server"]
+    assert caplog.messages[0].startswith(f"server certificate {words}")
+    certificates.judge(now)
+    assert len(caplog.messages) == 1, "once"
+    assert "server" not in certificates.judge(now + shift * 3600), "by that clock it would be valid"
+    async with listening(certificates, app()) as server:
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await ask(server, "/filter", client, args(["n2"]))
+        client.check_hostname = False
+        client.verify_mode = ssl.CERT_NONE
+        assert (await ask(server, "/filter", client, args(["n2"])))[0] == 200
+
+
+async def test_a_client_certificate_at_the_wrong_time_is_refused(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "ca")
+    async with listening(Certificates(*authority.issue("server"), authority.file), app()) as server:
+        for hours in (-5, 5):
+            client = authority.client(authority.issue(f"client{hours}", timedelta(hours=hours)))
+            with pytest.raises((aiohttp.ClientError, ssl.SSLError, ConnectionError)):
+                await ask(server, "/filter", client, args(["n2"]))
+        assert (await ask(server, "/filter", authority.client(authority.issue("c")), args(["n2"])))[0] == 200
+
+
+def test_lives_are_those_of_the_files_that_are_used(tmp_path: Path) -> None:
+    authority, other = Authority(tmp_path, "ca"), Authority(tmp_path, "other")
+    cert, key = authority.issue("server")
+    certificates = Certificates(cert, key, authority.file)
+    before = certificates.lives
+    assert before["server"].begins < time.time() < before["server"].ends
+    assert before.keys() == {"server", "client-ca"}
+    shutil.copy(other.issue("next", timedelta(hours=1))[0], cert)
+    with pytest.raises(ssl.SSLError):
+        certificates.reload()
+    assert certificates.lives == before, "a pair that does not fit is not used"
+    shutil.copy(tmp_path / "next.key", key)
+    certificates.reload()
+    assert certificates.lives["server"].ends > before["server"].ends

@@ -3,6 +3,27 @@
 {{- .Values.tls.existingSecret | default (printf "%s-tls" (include "migcompat.componentName" (list . "extender"))) -}}
 {{- end -}}
 
+{{/* Secret with kube-scheduler's client certificate. */}}
+{{- define "migcompat.clientSecret" -}}
+{{- printf "%s-scheduler-client" (include "migcompat.fullname" .) -}}
+{{- end -}}
+
+{{/* Whether the operator renews certificates: "true" or nothing. */}}
+{{- define "migcompat.keepsCertificates" -}}
+{{- if and .Values.operator.enabled .Values.extender.enabled (not .Values.tls.existingSecret) -}}true{{- end -}}
+{{- end -}}
+
+{{/* Bundle of authorities that is there (base64), or only ours where that is not in it; call with (list $ca $bundle). */}}
+{{- define "migcompat.bundle" -}}
+{{- $ca := index . 0 -}}
+{{- $there := index . 1 | default "" -}}
+{{- if contains (trim $ca.Cert) (b64dec $there) -}}
+{{- $there -}}
+{{- else -}}
+{{- $ca.Cert | b64enc -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Host of extender.url without its port, empty without a url. */}}
 {{- define "migcompat.urlHost" -}}
 {{- if .Values.extender.url -}}
