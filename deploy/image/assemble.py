@@ -43,7 +43,10 @@ ACCOUNTS = {
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
 
-CHECK = "import aiohttp, ctypes, grpc.aio, kopf, msgspec, prometheus_client, pynvml, ssl, typer, yaml"
+CHECK = (
+    "import aiohttp, ctypes, grpc.aio, kopf, msgspec, prometheus_client, pynvml, ssl, typer, yaml; "
+    "from cryptography import x509"
+)
 """Run inside the target: what is missing there fails the image's build, not a pod."""
 
 

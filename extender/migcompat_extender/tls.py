@@ -43,8 +43,9 @@ class Certificates:
     last loaded in full, so a half-written pair never shows. Client certificates are asked for but not
     demanded here: which endpoints need one is the application's matter.
 
-    One that has expired, or is not valid yet, is served all the same, and said: this clock may be the wrong one, and
-    whoever calls judges by its own. :attr:`lives` tells of ``server`` and ``client-ca`` (of several the last to expire).
+    One that has expired, or is not valid yet, is served all the same, and said: this clock may be the wrong
+    one, and whoever calls judges by its own. :attr:`lives` tells of ``server`` and ``client-ca`` (of several
+    the last to expire).
 
     Raises OSError (ssl.SSLError is one) when the files cannot be used at first.
     """
@@ -93,7 +94,8 @@ class Certificates:
         for name, problem in found.items():
             if self._said.get(name) != problem:
                 log.warning(
-                    "%s certificate %s, and this node's clock says %s: handshakes will fail, unless that clock is wrong",
+                    "%s certificate %s, and this node's clock says %s: handshakes will fail, "
+                    "unless that clock is wrong",
                     name,
                     problem,
                     _utc(now),

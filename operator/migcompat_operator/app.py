@@ -29,8 +29,9 @@ class Options(msgspec.Struct, frozen=True):
     """What the command line says.
 
     ``count_delay``: seconds for which mere counts may wait. ``catalogue``: directory of the catalogue's
-    files; empty: its policies are left alone. ``certificates``: what the names of the release's objects begin with,
-    whose certificates in ``namespace`` are kept for ``times``; empty: nobody's are.
+    files; empty: its policies are left alone. ``certificates``: what the names of the
+    release's objects begin with, whose certificates in ``namespace`` are kept, made to last for ``times``;
+    empty: nobody's are.
     """
 
     health_bind: str = "0.0.0.0:8080"

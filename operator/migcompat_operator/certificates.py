@@ -1,12 +1,13 @@
 """X.509 certificates: reading, judging and issuing them. Pure but for the random keys: times are given.
 
-PEM is what Secrets of type ``kubernetes.io/tls`` hold. Profiles are those of RFC 5280 that Go's and OpenSSL's strict
-verification ask for: authority and subject key identifiers, key usage, basic constraints.
+PEM is what Secrets of type ``kubernetes.io/tls`` hold. Extensions are those of RFC 5280 that Go's and
+OpenSSL's strict verification ask for: authority and subject key identifiers, key usage, basic constraints.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import secrets
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from enum import Enum
@@ -42,6 +43,14 @@ class Names(msgspec.Struct, frozen=True):
     ips: tuple[str, ...] = ()
 
 
+class Profile(msgspec.Struct, frozen=True):
+    """What a certificate is to say."""
+
+    common: str
+    usage: Usage
+    names: Names = Names()
+
+
 class Pair(msgspec.Struct, frozen=True):
     """A certificate and the private key that belongs to it."""
 
@@ -70,7 +79,7 @@ def write(*certificates: x509.Certificate) -> bytes:
 
 
 def read_pair(certificate: bytes, key: bytes) -> Pair:
-    """The first certificate of a chain, and its key. Raises ValueError, also when they do not belong together."""
+    """The first certificate of a chain, and its key. Raises ValueError, also when they are no pair."""
     found = read(certificate)
     if not found:
         raise ValueError("there is no certificate")
@@ -138,31 +147,29 @@ def make_authority(name: str, now: datetime, life: timedelta) -> Pair:
     Its subject is like no other's, so that nobody confuses it with the one before.
     """
     key = ec.generate_private_key(ec.SECP256R1())
-    serial = x509.random_serial_number()
-    subject = _subject(f"{name} {serial:x}"[: len(name) + 9])
+    subject = _subject(f"{name} {secrets.token_hex(4)}")
     builder = (
-        _builder(subject, subject, key, serial, now, now + life)
+        _builder(subject, subject, key, (now, now + life))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(authority=True), critical=True)
     )
     return Pair(builder.sign(key, hashes.SHA256()), key)
 
 
-def issue(authority: Pair, common: str, usage: Usage, names: Names, now: datetime, life: timedelta) -> Pair:
-    """A certificate of *authority* that ends with it at the latest. Raises ValueError for names that are none."""
+def issue(authority: Pair, profile: Profile, now: datetime, life: timedelta) -> Pair:
+    """A certificate that ends with its authority at the latest. Raises ValueError for names that are none."""
     key = ec.generate_private_key(ec.SECP256R1())
-    until = min(now + life, authority.certificate.not_valid_after_utc)
-    serial = x509.random_serial_number()
     issuer = authority.certificate
+    span = now, min(now + life, issuer.not_valid_after_utc)
     builder = (
-        _builder(_subject(common), issuer.subject, key, serial, now, until)
+        _builder(_subject(profile.common), issuer.subject, key, span)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(authority=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([usage.value]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([profile.usage.value]), critical=False)
         .add_extension(_key_identifier(issuer), critical=False)
     )
-    good_for: list[x509.GeneralName] = [x509.DNSName(name) for name in names.dns]
-    good_for += [x509.IPAddress(ipaddress.ip_address(address)) for address in names.ips]
+    good_for: list[x509.GeneralName] = [x509.DNSName(name) for name in profile.names.dns]
+    good_for += [x509.IPAddress(ipaddress.ip_address(address)) for address in profile.names.ips]
     if good_for:
         builder = builder.add_extension(x509.SubjectAlternativeName(good_for), critical=False)
     return Pair(builder.sign(authority.key, hashes.SHA256()), key)
@@ -189,20 +196,16 @@ def _key_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
 
 
 def _builder(
-    subject: x509.Name,
-    issuer: x509.Name,
-    key: ec.EllipticCurvePrivateKey,
-    serial: int,
-    now: datetime,
-    until: datetime,
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, span: tuple[datetime, datetime]
 ) -> x509.CertificateBuilder:
-    """Backdated by an hour, or a tenth of a life that is shorter than ten."""
+    """Backdated by an hour, or by a tenth of a life that is shorter than ten."""
+    now, until = span
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key.public_key())
-        .serial_number(serial)
+        .serial_number(x509.random_serial_number())
         .not_valid_before(now - min(BACKDATE, max(until - now, timedelta()) / 10))
         .not_valid_after(until)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)

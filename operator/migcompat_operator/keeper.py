@@ -1,7 +1,7 @@
 """Keeps the extender's certificates: reads what is there, and writes what :mod:`rotation` says is next.
 
-The time is kube-apiserver's, not this node's: a clock that goes wrong here must not make certificates that are not valid
-anywhere else, nor put good ones aside.
+The time is kube-apiserver's, not this node's: a clock that goes wrong here must not make certificates that
+are valid nowhere else, nor put good ones aside.
 """
 
 from __future__ import annotations

@@ -1,18 +1,19 @@
 """What to write next so that the extender's certificates never run out. No I/O, no clock: both are given.
 
-An authority signs the extender's certificate (shown to kube-apiserver and kube-scheduler) and kube-scheduler's (shown to
-the extender). Whoever verifies holds a bundle of authorities. So that no handshake ever fails:
+An authority signs the extender's certificate (shown to kube-apiserver and kube-scheduler) and
+kube-scheduler's (shown to the extender). Whoever verifies holds a bundle of authorities. So that no handshake
+ever fails:
 
 * A certificate is made anew at two thirds of its life, by the same authority. Nobody has to notice in time.
-* An authority is replaced in steps. The next one is made, and put into every bundle; when it has been there for the time
-  of overlap, it signs in the place of the one before, whose certificates are good as long as they last: the one
-  before stays in the bundles until it expires, and no certificate outlives its authority.
+* An authority is replaced in steps. The next one is made, and put into every bundle; when it has been there
+  for the time of overlap, it signs in the place of the one before, whose certificates are good as long as
+  they last: the one before stays in the bundles until it expires, and no certificate outlives its authority.
 
-All state is in the objects, and each step is one write to one of them. So it goes on wherever it was left, and two
-that do it at a time only make each other's writes fail.
+All state is in the objects, and each step is one write to one of them. So it goes on wherever it was left,
+and two that do it at a time only make each other's writes fail.
 
-What this did not make is left as it is, and said: a certificate that none of our authorities has signed, a pair that does
-not fit together, certificates that somebody has added to a bundle.
+What this did not make is left as it is, and said: a certificate that none of our authorities has signed, a
+pair that does not fit together, certificates that somebody has added to a bundle.
 """
 
 from __future__ import annotations
@@ -111,37 +112,30 @@ class _Authorities(msgspec.Struct, frozen=True):
 def plan(held: Mapping[Place, Held], times: Times, name: str, now: datetime) -> Plan:
     """The next write, given what the places hold (those that do not exist left out).
 
-    *name*: what the names of the chart's objects begin with. To be asked again after each write, with what is then held.
+    *name*: what the names of the chart's objects begin with. To be asked again after each write, with what is
+    then held.
     """
     made = Plan()
-    made.write = _next(made, held, times, name, now)
-    return made
-
-
-def _next(made: Plan, held: Mapping[Place, Held], times: Times, name: str, now: datetime) -> Write | None:
     for place in (Place.AUTHORITY, *LEAVES):
         if place not in held:
             made.problems[place] = "its Secret is not there; the chart makes it (helm upgrade)"
     own = held.get(Place.AUTHORITY)
     if own is None:
-        return None
+        return made
     if not own.get(CRT) and not own.get(KEY):
         new = certificates.make_authority(_authority_name(name), now, times.authority)
-        return _pair(Place.AUTHORITY, "the first authority", new, {})
+        made.write = _pair(Place.AUTHORITY, "the first authority", new, {})
+        return made
     try:
         authorities = _read_authorities(own)
     except ValueError as error:
         made.problems[Place.AUTHORITY] = f"{error}; nothing is renewed"
-        return None
-    current = authorities.current.certificate
-    made.expiry[Place.AUTHORITY] = current.not_valid_after_utc
+        return made
+    made.expiry[Place.AUTHORITY] = authorities.current.certificate.not_valid_after_utc
     ours = _ours(made, held, authorities)
-    return (
-        _begin(authorities, times, name, now)
-        or _trust(made, held, ours, authorities, own, now)
-        or _go_over(made, authorities, own, times, now)
-        or _renew(made, held, ours, authorities, times, name, now)
-    )
+    look = _Look(made.problems, held, ours, own, authorities, times, name, now)
+    made.write = look.begin() or look.trust() or look.go_over() or look.renew()
+    return made
 
 
 def _read_authorities(own: Held) -> _Authorities:
@@ -181,102 +175,112 @@ def _ours(made: Plan, held: Mapping[Place, Held], authorities: _Authorities) -> 
     return found
 
 
-def _begin(authorities: _Authorities, times: Times, name: str, now: datetime) -> Write | None:
-    """Make the next authority, when its time has come."""
-    if authorities.next is not None or not certificates.is_due(authorities.current.certificate, now):
-        return None
-    certificate, key = certificates.make_authority(_authority_name(name), now, times.authority).pem()
-    data: dict[str, bytes | None] = {NEXT_CRT: certificate, NEXT_KEY: key}
-    return Write(Place.AUTHORITY, "the next authority", data, {PUBLISHED: None}, renewed=True)
+class _Look(msgspec.Struct, frozen=True):
+    """Everything as it is now. Each method gives its next write, if there is one, in the order of need."""
 
+    problems: dict[Place, str]
+    held: Mapping[Place, Held]
+    ours: Mapping[Place, Pair | None]
+    own: Held
+    authorities: _Authorities
+    times: Times
+    name: str
+    now: datetime
 
-def _trust(
-    made: Plan,
-    held: Mapping[Place, Held],
-    ours: Mapping[Place, Pair | None],
-    authorities: _Authorities,
-    own: Held,
-    now: datetime,
-) -> Write | None:
-    """Put our authorities into a bundle that lacks one, and expired ones out."""
-    places = [place for place, pair in ours.items() if pair is not None]
-    for place in [*places, *([Place.WEBHOOK] if Place.WEBHOOK in held else [])]:
-        try:
-            there = certificates.read(held[place].get(CA))
-        except ValueError as error:
-            made.problems[place] = f"its {CA} is left as it is: it {error}"
-            continue
-        good, trusted = _unexpired(there, now), authorities.trusted(now)
-        if set(trusted) <= set(there) and good == there:
-            continue
-        if authorities.next and authorities.next.certificate not in there and PUBLISHED in own.annotations:
-            return Write(
-                Place.AUTHORITY, "a bundle has lost the next authority", annotations={PUBLISHED: None}
-            )
-        return Write(place, "bundle", {CA: certificates.write(*certificates.union(trusted, good))})
-    return None
+    def begin(self) -> Write | None:
+        """Make the next authority, when its time has come."""
+        current = self.authorities.current.certificate
+        if self.authorities.next is not None or not certificates.is_due(current, self.now):
+            return None
+        coming = certificates.make_authority(_authority_name(self.name), self.now, self.times.authority)
+        certificate, key = coming.pem()
+        data: dict[str, bytes | None] = {NEXT_CRT: certificate, NEXT_KEY: key}
+        return Write(Place.AUTHORITY, "the next authority", data, {PUBLISHED: None}, renewed=True)
 
-
-def _go_over(made: Plan, authorities: _Authorities, own: Held, times: Times, now: datetime) -> Write | None:
-    """Let the next authority sign, when all who verify have had the time to load it."""
-    coming = authorities.next
-    if coming is None:
-        return None
-    over = certificates.is_over(authorities.current.certificate, now)
-    if made.problems and not over:
-        made.problems[Place.AUTHORITY] = "it is not replaced while something is wrong with another"
-        return None
-    since = _time(own.annotations.get(PUBLISHED, ""))
-    if not over and (since is None or since > now):
-        return Write(
-            Place.AUTHORITY, "the next authority is in all bundles", annotations={PUBLISHED: _say(now)}
-        )
-    if not over and since is not None and now < since + times.overlap:
-        return None
-    # The one that signed until now stays even if it has expired: by it we know what it signed as ours.
-    old = certificates.union((authorities.current.certificate,), _unexpired(authorities.old, now))
-    rest: dict[str, bytes | None] = {NEXT_CRT: None, NEXT_KEY: None, OLD_CRT: certificates.write(*old)}
-    return _pair(Place.AUTHORITY, "the next authority signs", coming, rest, {PUBLISHED: None}, renewed=False)
-
-
-def _renew(
-    made: Plan,
-    held: Mapping[Place, Held],
-    ours: Mapping[Place, Pair | None],
-    authorities: _Authorities,
-    times: Times,
-    name: str,
-    now: datetime,
-) -> Write | None:
-    """Make a certificate that is missing, old, of an earlier authority, or for other names than the chart says."""
-    for place, pair in ours.items():
-        server = place is Place.SERVER
-        life = times.server if server else times.client
-        try:
-            names = _names(held[place], pair) if server else Names()
-            if pair is not None and not _wants(pair.certificate, authorities.current, names, now, life):
+    def trust(self) -> Write | None:
+        """Put our authorities into a bundle that lacks one, and expired ones out."""
+        places = [place for place, pair in self.ours.items() if pair is not None]
+        places += [Place.WEBHOOK] if Place.WEBHOOK in self.held else []
+        coming, trusted = self.authorities.next, self.authorities.trusted(self.now)
+        for place in places:
+            try:
+                there = certificates.read(self.held[place].get(CA))
+            except ValueError as error:
+                self.problems[place] = f"its {CA} is left as it is: it {error}"
                 continue
-            common, usage = (f"{name}-extender", Usage.SERVER) if server else ("kube-scheduler", Usage.CLIENT)
-            leaf = certificates.issue(authorities.current, common, usage, names, now, life)
-            there = certificates.read(held[place].get(CA))
-        except ValueError as error:
-            made.problems[place] = f"no certificate can be made: {error}"
-            continue
-        bundle = certificates.union(authorities.trusted(now), _unexpired(there, now))
-        return _pair(place, "a new certificate", leaf, {CA: certificates.write(*bundle)})
-    return None
+            good = _unexpired(there, self.now)
+            if set(trusted) <= set(there) and good == there:
+                continue
+            if coming and coming.certificate not in there and PUBLISHED in self.own.annotations:
+                what = "a bundle has lost the next authority"
+                return Write(Place.AUTHORITY, what, annotations={PUBLISHED: None})
+            return Write(place, "bundle", {CA: certificates.write(*certificates.union(trusted, good))})
+        return None
 
+    def go_over(self) -> Write | None:
+        """Let the next authority sign, when all who verify have had the time to load it."""
+        coming, current = self.authorities.next, self.authorities.current.certificate
+        if coming is None:
+            return None
+        if not certificates.is_over(current, self.now):
+            if self.problems:
+                self.problems[Place.AUTHORITY] = "it is not replaced while something is wrong with another"
+                return None
+            since = _time(self.own.annotations.get(PUBLISHED, ""))
+            if since is None or since > self.now:
+                said: dict[str, str | None] = {PUBLISHED: self.now.isoformat(timespec="seconds")}
+                return Write(Place.AUTHORITY, "the next authority is in all bundles", annotations=said)
+            if self.now < since + self.times.overlap:
+                return None
+        # The one that signed until now stays even if it has expired: by it we know what it signed as ours.
+        old = certificates.union((current,), _unexpired(self.authorities.old, self.now))
+        rest: dict[str, bytes | None] = {
+            NEXT_CRT: None,
+            NEXT_KEY: None,
+            OLD_CRT: certificates.write(*old),
+        }
+        signs = _pair(Place.AUTHORITY, "the next authority signs", coming, rest)
+        return msgspec.structs.replace(signs, annotations={PUBLISHED: None}, renewed=False)
 
-def _wants(
-    certificate: x509.Certificate, authority: Pair, names: Names, now: datetime, life: timedelta
-) -> bool:
-    if not certificates.is_issued_by(certificate, authority.certificate):
-        return True
-    if names != Names() and names != certificates.names_of(certificate):
-        return True
-    longest = min(now + life, authority.certificate.not_valid_after_utc)
-    # What ends with its authority is not made again and again: the next authority makes a new one.
-    return certificates.is_due(certificate, now) and longest > certificate.not_valid_after_utc
+    def renew(self) -> Write | None:
+        """Make a certificate that is missing, old, of an earlier authority, or not for the chart's names."""
+        for place, pair in self.ours.items():
+            try:
+                leaf = self._leaf(place, pair)
+                there = certificates.read(self.held[place].get(CA))
+            except ValueError as error:
+                self.problems[place] = f"no certificate can be made: {error}"
+                continue
+            if leaf is None:
+                continue
+            bundle = certificates.union(self.authorities.trusted(self.now), _unexpired(there, self.now))
+            return _pair(place, "a new certificate", leaf, {CA: certificates.write(*bundle)})
+        return None
+
+    def _leaf(self, place: Place, pair: Pair | None) -> Pair | None:
+        """A new one, where one is wanted. Raises ValueError."""
+        if place is Place.SERVER:
+            profile = certificates.Profile(
+                f"{self.name}-extender", Usage.SERVER, _names(self.held[place], pair)
+            )
+            life = self.times.server
+        else:
+            profile = certificates.Profile("kube-scheduler", Usage.CLIENT)
+            life = self.times.client
+        authority = self.authorities.current
+        if pair is not None and not self._wants(pair.certificate, profile.names, life):
+            return None
+        return certificates.issue(authority, profile, self.now, life)
+
+    def _wants(self, certificate: x509.Certificate, names: Names, life: timedelta) -> bool:
+        authority = self.authorities.current.certificate
+        if not certificates.is_issued_by(certificate, authority):
+            return True
+        if names != Names() and names != certificates.names_of(certificate):
+            return True
+        longest = min(self.now + life, authority.not_valid_after_utc)
+        # What ends with its authority is not made again and again: the next authority makes a new one.
+        return certificates.is_due(certificate, self.now) and longest > certificate.not_valid_after_utc
 
 
 def _names(held: Held, pair: Pair | None) -> Names:
@@ -292,17 +296,9 @@ def _names(held: Held, pair: Pair | None) -> Names:
     return certificates.names_of(pair.certificate)
 
 
-def _pair(
-    place: Place,
-    what: str,
-    pair: Pair,
-    rest: Mapping[str, bytes | None],
-    annotations: dict[str, str | None] | None = None,
-    *,
-    renewed: bool = True,
-) -> Write:
+def _pair(place: Place, what: str, pair: Pair, rest: Mapping[str, bytes | None]) -> Write:
     certificate, key = pair.pem()
-    return Write(place, what, {CRT: certificate, KEY: key, **rest}, annotations or {}, renewed)
+    return Write(place, what, {CRT: certificate, KEY: key, **rest}, renewed=True)
 
 
 def _unexpired(found: tuple[x509.Certificate, ...], now: datetime) -> tuple[x509.Certificate, ...]:
@@ -319,7 +315,3 @@ def _time(text: str) -> datetime | None:
     except ValueError:
         return None
     return found if found.tzinfo else None
-
-
-def _say(now: datetime) -> str:
-    return now.isoformat(timespec="seconds")

@@ -99,10 +99,12 @@ def test_an_install_that_is_repeated_changes_nothing(plane: ControlPlane) -> Non
 
 
 def test_a_new_name_gives_a_new_server_certificate_of_the_same_authority(plane: ControlPlane) -> None:
-    install(plane)
+    """Which helm makes where no operator would."""
+    alone = ("--set", "operator.enabled=false")
+    install(plane, *alone)
     authority, server, client = CERTIFICATES
     before = certificates(plane)
-    install(plane, "--set", "tls.extraNames={ext.example.org}")
+    install(plane, *alone, "--set", "tls.extraNames={ext.example.org}")
     after = certificates(plane)
     assert after[server]["tls.crt"] != before[server]["tls.crt"]
     assert (after[authority], after[client]) == (before[authority], before[client])
@@ -119,6 +121,26 @@ def test_a_deleted_authority_is_replaced_with_all_it_signed(plane: ControlPlane)
     assert {after[name].get("ca.crt", after[name]["tls.crt"]) for name in CERTIFICATES} == {
         after[CERTIFICATES[0]]["tls.crt"]
     }
+    keep(plane)
+    assert certificates(plane) == after
+    assert pem(after[CERTIFICATES[0]], "tls.crt")[0] in pem({"ca": trusted(plane)}, "ca")
+
+
+def test_all_can_be_replaced_at_once_also_after_the_operator_has_renewed_it(plane: ControlPlane) -> None:
+    install(plane)
+    replace_authority(plane)
+    before = certificates(plane)
+    plane.kubectl("delete", "secret", "-n", NAMESPACE, CERTIFICATES[2])
+    install(plane)
+    after = certificates(plane)
+    (current,) = pem(before[CERTIFICATES[0]], "tls.crt")
+    pem(after[CERTIFICATES[2]], "tls.crt")[0].verify_directly_issued_by(current)
+    plane.kubectl("delete", "secret", "-n", NAMESPACE, *CERTIFICATES)
+    install(plane)
+    keep(plane)
+    (current,) = pem(certificates(plane)[CERTIFICATES[0]], "tls.crt")
+    assert current not in pem(after[CERTIFICATES[0]], "tls.crt")
+    assert current in pem({"ca": trusted(plane)}, "ca")
 
 
 def operators(plane: ControlPlane) -> str:
@@ -158,14 +180,13 @@ def replace_authority(plane: ControlPlane, overlap: float = 0) -> None:
     long_ago = datetime.now(UTC) - timedelta(days=3000)
     pair = x509s.make_authority("old", long_ago, timedelta(days=3650))
     names = x509s.names_of(pem(certificates(plane)[CERTIFICATES[1]], "tls.crt")[0])
+    server = x509s.Profile("server", x509s.Usage.SERVER, names)
+    client = x509s.Profile("kube-scheduler", x509s.Usage.CLIENT)
+    now, year = datetime.now(UTC), timedelta(days=365)
     patches = {
         CERTIFICATES[0]: pair,
-        CERTIFICATES[1]: x509s.issue(
-            pair, "s", x509s.Usage.SERVER, names, datetime.now(UTC), timedelta(days=90)
-        ),
-        CERTIFICATES[2]: x509s.issue(
-            pair, "kube-scheduler", x509s.Usage.CLIENT, x509s.Names(), datetime.now(UTC), timedelta(days=365)
-        ),
+        CERTIFICATES[1]: x509s.issue(pair, server, now, year),
+        CERTIFICATES[2]: x509s.issue(pair, client, now, year),
     }
     bundle = base64.b64encode(x509s.write(pair.certificate)).decode()
     for name, leaf in patches.items():
@@ -195,12 +216,12 @@ def test_an_upgrade_keeps_what_the_operator_has_renewed(plane: ControlPlane) -> 
         assert certificates(plane) == before
         assert trusted(plane) == trust
     install(plane, "--set", "tls.extraNames={ext.example.org}")
+    assert certificates(plane) == before, "that is the operator's to do"
+    keep(plane)
     after = certificates(plane)
     assert {name for name in CERTIFICATES if after[name] != before[name]} == {CERTIFICATES[1]}
     pem(after[CERTIFICATES[1]], "tls.crt")[0].verify_directly_issued_by(current)
     assert after[CERTIFICATES[1]]["ca.crt"] == before[CERTIFICATES[1]]["ca.crt"]
-    keep(plane)
-    assert certificates(plane) == after
 
 
 def test_an_upgrade_while_an_authority_is_being_replaced_does_not_disturb_it(plane: ControlPlane) -> None:
@@ -261,6 +282,8 @@ def test_applying_rendered_manifests_again_and_again_keeps_the_certificates(
     """As GitOps tools do: what is rendered knows nothing of the cluster."""
     command = ("template", RELEASE, str(CHART), "--namespace", NAMESPACE, "--no-hooks", *OPERATOR)
     rendered = plane.helm(*command)
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+    plane.apply(namespace)
     assert plane.helm(*command) == rendered, "the same each time"
     plane.kubectl("apply", "-f", "-", *flags, stdin=rendered)
     keep(plane)

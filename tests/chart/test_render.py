@@ -431,6 +431,133 @@ def test_certificates_of_somebody_else(binaries: Binaries) -> None:
     }
 
 
+def validity(secret: Object) -> int:
+    """Days."""
+    found = certificate(secret)
+    return (found.not_valid_after_utc - found.not_valid_before_utc).days
+
+
+def test_certificates_last_as_long_as_somebody_renews_them(binaries: Binaries) -> None:
+    names = ("migcompat-extender-ca", "migcompat-extender-tls", "migcompat-scheduler-client")
+
+    def days(*flags: str) -> list[int]:
+        objects = render(binaries, *flags)
+        return [validity(named(objects, "Secret", name)) for name in names]
+
+    assert days() == [3650, 90, 365]
+    assert days("--set", "tls.caValidityDays=800,tls.validityDays=30,tls.clientValidityDays=60") == [
+        800,
+        30,
+        60,
+    ]
+    assert days("--set", "operator.enabled=false") == [3650, 3650, 3650]
+
+
+KEEPING = (
+    "--certificates",
+    "--namespace",
+    "--server-validity",
+    "--client-validity",
+    "--ca-validity",
+    "--ca-overlap",
+)
+
+
+def test_the_operator_is_told_which_certificates_to_keep_and_how_long(binaries: Binaries) -> None:
+    def told(*flags: str, release: str = "migcompat") -> dict[str, str]:
+        objects = render(binaries, *flags, release=release)
+        said = dict(a.split("=", 1) for a in arguments(pod_specs(objects)["operator"]) if "=" in a)
+        secrets = {o["metadata"]["name"] for o in objects if o["kind"] == "Secret"}
+        (hook,) = [o["metadata"]["name"] for o in objects if o["kind"] == "MutatingWebhookConfiguration"]
+        if name := said.get("--certificates"):
+            assert secrets == {f"{name}-extender-ca", f"{name}-extender-tls", f"{name}-scheduler-client"}
+            assert hook == f"{name}-extender"
+        return {key: value for key, value in said.items() if key in KEEPING}
+
+    day = 24 * 3600
+    assert told() == dict(
+        zip(
+            KEEPING,
+            ("migcompat", NAMESPACE, *(str(days * day) for days in (90, 365, 3650, 7))),
+            strict=True,
+        )
+    )
+    assert told(release="other")["--certificates"] == "other-migcompat"
+    values = "tls.validityDays=1,tls.clientValidityDays=2,tls.caValidityDays=36500,tls.overlapDays=0"
+    assert list(told("--set", values).values())[2:] == [str(days * day) for days in (1, 2, 36500, 0)]
+    assert told("--set", f"tls.existingSecret=theirs,tls.caBundle={PEM}") == {}
+
+
+def test_the_operator_may_change_its_own_secrets_and_webhook_by_name(binaries: Binaries) -> None:
+    def rights(*flags: str) -> list[tuple[str, list[str], list[str]]]:
+        objects = render(binaries, *flags)
+        rules = [
+            rule
+            for o in objects
+            if o["kind"] in ("Role", "ClusterRole") and o["metadata"]["name"] == "migcompat-operator"
+            for rule in o["rules"]
+        ]
+        return [
+            (rule["resources"][0], rule["resourceNames"], rule["verbs"])
+            for rule in rules
+            if {"secrets", "mutatingwebhookconfigurations"} & set(rule["resources"])
+        ]
+
+    secrets = ["migcompat-extender-ca", "migcompat-extender-tls", "migcompat-scheduler-client"]
+    assert rights() == [
+        ("mutatingwebhookconfigurations", ["migcompat-extender"], ["get", "patch"]),
+        ("secrets", secrets, ["get", "patch"]),
+    ]
+    assert rights("--set", f"tls.existingSecret=theirs,tls.caBundle={PEM}") == []
+    assert rights("--set", "extender.enabled=false,webhook.enabled=false") == []
+
+
+def test_secrets_that_the_operator_fills_are_the_same_each_time(binaries: Binaries) -> None:
+    once, again = (render(binaries, "--set", "tls.madeBy=operator") for _ in range(2))
+    assert once == again
+    for secret in (o for o in once if o["kind"] == "Secret"):
+        assert "data" not in secret, "what a manifest does not hold, nobody puts back"
+        assert secret["type"] == "Opaque", "the other type must hold a certificate from the start"
+    (webhook,) = named(once, "MutatingWebhookConfiguration")["webhooks"]
+    assert "caBundle" not in webhook["clientConfig"]
+
+
+def test_the_example_for_cert_manager_fits_the_chart(binaries: Binaries, tmp_path: Path) -> None:
+    page = (CHART.parents[1] / "docs" / "install.md").read_text()
+    section = page.partition("### With cert-manager")[2].partition("\n## ")[0]
+    example, values = re.findall(r"```yaml\n(.*?)```", section, flags=re.DOTALL)
+    made = list(yaml.safe_load_all(example))
+    (tmp_path / "values.yaml").write_text(values)
+    objects = render(binaries, "-f", str(tmp_path / "values.yaml"))
+    assert not [o for o in objects if o["kind"] == "Secret"]
+    hook = named(objects, "MutatingWebhookConfiguration")
+    assert "caBundle" not in hook["webhooks"][0]["clientConfig"]
+    namespace, _, name = hook["metadata"]["annotations"]["cert-manager.io/inject-ca-from"].partition("/")
+    assert {o["metadata"]["namespace"] for o in made} == {namespace} == {NAMESPACE}
+    server, client = (
+        named(made, "Certificate", name),
+        named(made, "Certificate", "migcompat-scheduler-client"),
+    )
+    (volume,) = pod_specs(objects)["extender"]["volumes"]
+    assert volume["secret"]["secretName"] == server["spec"]["secretName"]
+    ours = json.loads(
+        named(render(binaries), "Secret", "migcompat-extender-tls")["metadata"]["annotations"][
+            "migcompat.io/certificate-names"
+        ]
+    )
+    assert sorted(server["spec"]["dnsNames"]) == ours["dns"]
+    assert sorted(server["spec"]["ipAddresses"]) == ours["ips"]
+    issuer = named(made, "Issuer", server["spec"]["issuerRef"]["name"])
+    assert client["spec"]["issuerRef"] == server["spec"]["issuerRef"], "or the extender would refuse it"
+    authority = named(made, "Certificate", "migcompat-ca")["spec"]
+    assert issuer["spec"]["ca"]["secretName"] == authority["secretName"]
+    assert authority["isCA"] is True
+    assert ("server auth" in server["spec"]["usages"], "client auth" in client["spec"]["usages"]) == (
+        True,
+        True,
+    )
+
+
 @pytest.mark.parametrize(
     ("value", "kinds"),
     [
@@ -480,6 +607,9 @@ CONTRADICTIONS = {
     "tls.existingSecret=theirs": "tls.existingSecret without tls.caBundle: kube-apiserver would not trust",
     f"tls.caBundle={PEM}": "tls.caBundle is the CA of the certificate in tls.existingSecret, which is empty",
     f"tls.existingSecret=theirs,tls.caBundle={PEM},tls.extraNames={{a.b}}": "none is generated",
+    f"tls.existingSecret=theirs,tls.caBundle={PEM},tls.madeBy=operator": "tls.madeBy=operator and tls.exist",
+    "tls.madeBy=operator,operator.enabled=false": "nobody would make the certificates",
+    "tls.caValidityDays=30,tls.overlapDays=10": "tls.overlapDays=10 and tls.caValidityDays=30",
     r"operator.podLabels.app\.kubernetes\.io/name=mine": "operator.podLabels has app.kubernetes.io/name",
     r"extender.podLabels.app\.kubernetes\.io/component=mine": "extender.podLabels has app.kubernetes.io/comp",
     r"devicePlugin.podLabels.app\.kubernetes\.io/instance=mine": "devicePlugin.podLabels has app.kubernetes",
@@ -512,6 +642,7 @@ def test_all_contradictions_are_told_at_once(binaries: Binaries) -> None:
         "tls.existingSecret=theirs,extender.url=https://ext.example.org",
         "tls.existingSecret=theirs,webhook.enabled=false",
         f"tls.existingSecret=theirs,tls.caBundle={PEM}",
+        "tls.caValidityDays=31,tls.overlapDays=10",
         "crds.install=false",
         "crds.install=false,crds.keep=true",
         "devicePlugin.privileged=true,devicePlugin.seLinuxType=spc_t",
@@ -558,6 +689,9 @@ BAD_VALUES = {
     "hostPaths.kubelet=/var/lib/kubelet/": "/hostPaths/kubelet",
     "image.digest=latest": "/image/digest",
     "tls.caBundle=garbage": "/tls/caBundle",
+    "tls.madeBy=me": "/tls/madeBy",
+    "tls.validityDays=0": "/tls/validityDays",
+    "tls.overlapDays=-1": "/tls/overlapDays",
     "allowLoosening=maybe": "/allowLoosening",
     "crd.install=false": "additional properties 'crd' not allowed",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -102,6 +103,30 @@ def test_a_component_has_exactly_the_rights_it_uses(installed: Installed, compon
             name = "/".join(filter(None, (name, about.get("subresource", ""))))
             found.setdefault(name, set()).add(about["verb"])
     assert found == {name: set(verbs) for name, verbs in ALLOWED[component].items()}
+
+
+@pytest.mark.parametrize(
+    ("what", "namespace", "verbs"),
+    [
+        ("secret/migcompat-extender-ca", NAMESPACE, {"get", "patch"}),
+        ("secret/migcompat-extender-tls", NAMESPACE, {"get", "patch"}),
+        ("secret/migcompat-scheduler-client", NAMESPACE, {"get", "patch"}),
+        ("secret/other", NAMESPACE, set()),
+        ("secret/migcompat-extender-ca", "default", set()),
+        ("mutatingwebhookconfiguration/migcompat-extender", "", {"get", "patch"}),
+        ("mutatingwebhookconfiguration/other", "", set()),
+    ],
+)
+def test_the_operator_keeps_certificates_by_name(
+    installed: Installed, what: str, namespace: str, verbs: set[str]
+) -> None:
+    found = set()
+    for verb in (*READ, *WRITE):
+        question = ("auth", "can-i", verb, what, f"--as=system:serviceaccount:{NAMESPACE}:{RELEASE}-operator")
+        with contextlib.suppress(ClusterError):  # it says no with an exit status
+            installed.plane.kubectl(*question, *(("-n", namespace) if namespace else ()))
+            found.add(verb)
+    assert found == verbs
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from migcompat_operator import certificates
-from migcompat_operator.certificates import Names, Usage
+from migcompat_operator.certificates import Names, Profile, Usage
 
 from tests.cluster.binaries import build
 from tests.cluster.controlplane import ClusterError, ControlPlane
@@ -46,8 +46,8 @@ class Release:
         self.old = pair.certificate
         week_ago, life = now - timedelta(days=7), timedelta(days=9)
         leaves = {
-            SERVER: certificates.issue(pair, "server", Usage.SERVER, LOCAL, week_ago, life),
-            CLIENT: certificates.issue(pair, "kube-scheduler", Usage.CLIENT, Names(), week_ago, life),
+            SERVER: certificates.issue(pair, Profile("server", Usage.SERVER, LOCAL), week_ago, life),
+            CLIENT: certificates.issue(pair, Profile("kube-scheduler", Usage.CLIENT), week_ago, life),
         }
         self._apply(AUTHORITY, *pair.pem())
         for name, leaf in leaves.items():

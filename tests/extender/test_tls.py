@@ -189,7 +189,7 @@ async def test_old_protocol_versions_are_refused(tmp_path: Path) -> None:
 async def test_a_certificate_at_the_wrong_time_is_served_and_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, shift: int, words: str
 ) -> None:
-    """This clock may be the wrong one: whoever calls judges, and a client that does not would get its answer."""
+    """This clock may be the wrong one: whoever calls judges, and who does not would get the answer."""
     authority = Authority(tmp_path, "ca")
     certificates = Certificates(*authority.issue("server", timedelta(hours=shift)), authority.file)
     client = authority.client(authority.issue("client"))

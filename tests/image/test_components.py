@@ -146,7 +146,7 @@ def test_scan(start: Start, sysfs: Path) -> None:
     assert container.wait(PATIENCE) == 0, container.output()
     devices = json.loads(container.output())["devices"]
     assert {device["kind"] for device in devices} == {"mdev", "physical"}
-    needs_nothing_of(container, "grpc", "kopf", "prometheus_client")
+    needs_nothing_of(container, "grpc", "kopf", "prometheus_client", "cryptography")
 
 
 def test_check(start: Start, sysfs: Path) -> None:
@@ -161,7 +161,7 @@ def test_check(start: Start, sysfs: Path) -> None:
     assert container.wait(PATIENCE) == 0, container.output()
     verdict = json.loads(container.output())
     assert (verdict["compatible"], verdict["reason"]) == (True, "Compatible")
-    needs_nothing_of(container, "grpc", "kopf", "prometheus_client")
+    needs_nothing_of(container, "grpc", "kopf", "prometheus_client", "cryptography")
 
 
 def test_device_plugin(start: Start, account: Mapping[str, Volume], sysfs: Path, shared: Path) -> None:
@@ -190,7 +190,7 @@ def test_device_plugin(start: Start, account: Mapping[str, Volume], sysfs: Path,
     serves_until_it_is_told(
         container, why_not_ready="/host/kubelet/pod-resources/kubelet.sock does not exist"
     )
-    needs_nothing_of(container, "kopf", "yaml")
+    needs_nothing_of(container, "kopf", "yaml", "cryptography")
     assert "grpc" in container.imported()
 
 

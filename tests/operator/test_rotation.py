@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from migcompat_operator import certificates
-from migcompat_operator.certificates import Names, Pair, Usage
+from migcompat_operator.certificates import Names, Pair, Profile, Usage
 from migcompat_operator.rotation import (
     CA,
     CRT,
@@ -183,7 +183,7 @@ class Clients:
 
 
 def test_over_twenty_years_every_handshake_succeeds_at_every_step(cluster: Cluster) -> None:
-    """Each process may be two days late with each file; the operator looks now and then, and dies after any write."""
+    """Each process may be two days late with each file, and the operator may die after any write."""
     clients = Clients(2 * DAY)
     signed: set[x509.Certificate] = set()
     now = START
@@ -291,7 +291,7 @@ def test_certificates_that_have_expired_meanwhile_are_made_anew(cluster: Cluster
 
 
 def test_no_certificate_outlives_its_authority(cluster: Cluster) -> None:
-    """And while the next one does not sign yet, what ends with the present one is not made again and again."""
+    """And while the next one does not sign, what ends with the present one is not made again and again."""
     blocked = Times(90 * DAY, 365 * DAY, 3650 * DAY, overlap=5000 * DAY)
     now = START
     while now < START + 3649 * DAY:
@@ -304,7 +304,7 @@ def test_no_certificate_outlives_its_authority(cluster: Cluster) -> None:
 
 def hand_made(issuer: Pair | None = None) -> Pair:
     issuer = issuer or certificates.make_authority("corporate", START, 3650 * DAY)
-    return certificates.issue(issuer, "by hand", Usage.SERVER, GOOD_FOR, START, 10 * DAY)
+    return certificates.issue(issuer, Profile("by hand", Usage.SERVER, GOOD_FOR), START, 10 * DAY)
 
 
 def garbage(cluster: Cluster) -> str:
