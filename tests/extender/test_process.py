@@ -97,6 +97,10 @@ async def test_life(tmp_path: Path) -> None:
                     text = await answer.text()
                 assert 'migcompat_extender_filtered_nodes_total{verdict="passed"} 1.0' in text
                 assert "migcompat_extender_caches_ready 1.0" in text
+                for certificate in ("server", "client-ca"):
+                    for about in ("expiry", "start"):
+                        name = f"migcompat_extender_certificate_{about}_timestamp_seconds"
+                        assert f'{name}{{certificate="{certificate}"}} 1.' in text
                 process.send_signal(signal.SIGTERM)
                 await says(session, f"http://{health}/readyz", "stopping\n")
                 async with session.post(

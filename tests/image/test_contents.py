@@ -15,7 +15,7 @@ from tests.cluster.binaries.build import cache
 from tests.image import build
 from tests.image.archive import Archive
 
-SIZE, COMPRESSED = 80e6, 31e6
+SIZE, COMPRESSED = 95e6, 36e6
 """Bytes; docs/reference/image.md states them."""
 
 REPOSITORY = Path(__file__).parents[2]

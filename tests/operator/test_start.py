@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 
 def test_ends_when_told_while_there_is_no_api_server(tmp_path: Path) -> None:
     with socket.socket() as nobody_listens:
@@ -39,3 +41,27 @@ clusters: [{{name: c, cluster: {{server: "http://127.0.0.1:{nobody_listens.getso
         finally:
             process.kill()
             process.wait()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--certificates=migcompat"], "--certificates needs --namespace"),
+        (
+            ["--ca-validity=300", "--ca-overlap=100"],
+            "--ca-overlap must be less than a third of --ca-validity",
+        ),
+        (["--server-validity=9"], "--server-validity"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused(flags: list[str], words: str) -> None:
+    ended = subprocess.run(
+        [Path(sys.executable).with_name("migcompat-operator"), *flags],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={"COLUMNS": "400", "TERM": "dumb", "PATH": "/usr/bin"},
+    )
+    assert ended.returncode == 2
+    assert words in ended.stderr
