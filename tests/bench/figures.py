@@ -16,7 +16,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One figure.
 
     ``baseline`` names what ``ratio`` compares with, measured in the same run: ratios can be compared
-    between machines, absolute values cannot. ``goal`` is an upper bound of ``value``.
+    between machines, absolute values cannot. ``goal`` is an upper bound of ``value``, ``floor`` a lower one.
     """
 
     name: str
@@ -25,11 +25,22 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     baseline: str = ""
     ratio: float | None = None
     goal: float | None = None
+    floor: float | None = None
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal is met; None without one."""
-        return None if self.goal is None else self.value <= self.goal
+        """Whether what is demanded holds; None where nothing is."""
+        if self.goal is None and self.floor is None:
+            return None
+        return (self.goal is None or self.value <= self.goal) and (
+            self.floor is None or self.value >= self.floor
+        )
+
+    @property
+    def demand(self) -> str:
+        """What is demanded of the value, such as ``<= 5``; empty where nothing is."""
+        bounds = (("<=", self.goal), (">=", self.floor))
+        return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
 
 
 def percentile(samples: Sequence[float], percent: int) -> float:

@@ -12,10 +12,9 @@ import re
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
+from tests.bench import product
 from tests.bench.figures import BenchError, Row
 from tests.cluster.binaries.build import BuildError
 from tests.cluster.certificates import Authority
@@ -30,7 +29,6 @@ CRDS = (ROOT / "charts/migcompat/files/crds", ROOT / "tests/cluster/kubevirt/crd
 """Our kinds, and those of KubeVirt's that the processes watch."""
 NODE = "bench-node"
 VFS = 8
-READY_SECONDS = 90.0
 SETTLE_SECONDS = 10.0
 """From ready to the measurement: start-up garbage is gone by then, and every watch is quiet."""
 BARE = "bare Python"
@@ -114,39 +112,17 @@ def _run(plane: ControlPlane, scratch: Path) -> dict[str, dict[str, float]]:
         )
         for name, own in arguments.items():
             health[name] = f"127.0.0.1:{plane.addresses.free_port('127.0.0.1')}"
-            program = Path(sys.executable).parent / name
-            if not program.exists():
-                raise BenchError(f"{program} is missing; make venv installs it")
             command = [
-                str(program),
+                str(product.program(name)),
                 f"--health-bind={health[name]}",
                 f"--kubeconfig={plane.kubeconfig}",
                 *own,
             ]
             started[name] = Process(name, command, log=scratch / f"{name}.log")
         for name, address in health.items():
-            _await(started[name], f"http://{address}/readyz")
+            product.await_ready(started[name], f"http://{address}/readyz")
         time.sleep(SETTLE_SECONDS)
         return {name: memory(process.pid) for name, process in started.items()}
     finally:
         for process in started.values():
             process.stop()
-
-
-def _await(process: Process, url: str) -> None:
-    """Wait until *url* answers 200. Raises BenchError with the end of the process' log."""
-    deadline = time.monotonic() + READY_SECONDS
-    problem = "no answer"
-    while time.monotonic() < deadline and process.exit_code() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except urllib.error.HTTPError as error:
-            problem = f"{error.code} {error.read(500).decode(errors='replace').strip()}"
-        except OSError as error:
-            problem = str(error)
-        time.sleep(0.2)
-    ended = (
-        f"ended with {process.exit_code()}" if process.exit_code() is not None else f"is not ready: {problem}"
-    )
-    raise BenchError(f"{process.name} {ended}; the end of its log:\n{process.tail()}")

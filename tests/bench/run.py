@@ -22,6 +22,8 @@ PARTS = {
     "verdicts": "tests.bench.verdicts",
     "memory": "tests.bench.memory",
     "agent": "tests.bench.agent",
+    "scheduling": "tests.bench.scheduling",
+    "drain": "tests.bench.drain",
 }
 """Name of a part and its module, whose ``measure()`` gives its rows; imported late, so that one that is
 broken leaves the others' figures."""
@@ -50,7 +52,7 @@ def main() -> int:
     _print(rows)
     _write(rows, problems)
     missed = [
-        f"{row.name}: {row.value:.1f} {row.unit}, the goal is {row.goal:g}"
+        f"{row.name}: {row.value:.1f} {row.unit}, the goal is {row.demand}"
         for row in rows
         if row.met is False
     ]
@@ -66,7 +68,7 @@ def _print(rows: list[Row]) -> None:
     for column in (1, 3):
         table.columns[column].justify = "right"
     for row in rows:
-        goal = "" if row.goal is None else f"<= {row.goal:g}: {'met' if row.met else 'NOT met'}"
+        goal = "" if row.met is None else f"{row.demand}: {'met' if row.met else 'NOT met'}"
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
         value = f"{row.value:,.0f}" if row.value >= 1000 else f"{row.value:.2f}"
         table.add_row(row.name, value, row.unit, ratio, row.baseline, goal)

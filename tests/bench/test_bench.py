@@ -129,7 +129,8 @@ def test_an_unknown_part_is_refused(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["bench", "filte"])
     assert run.main() == 2
-    assert "no part named filte; there are filter, scan, verdicts, memory, agent" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no part named filte; there are filter, scan, verdicts, memory, agent, scheduling, drain" in said
 
 
 def test_a_row_without_a_goal_has_neither_met_nor_missed_it() -> None:

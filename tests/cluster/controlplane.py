@@ -152,7 +152,8 @@ class ControlPlane:
 
     def stop(self) -> None:
         """Ends the processes that `start` started, and removes the directory."""
-        for name in ("kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd"):
+        last = ("kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd")
+        for name in (*(name for name in self._processes if name not in last), *last):
             process = self._processes.pop(name, None)
             if process:
                 # etcd has nothing to save, and kube-apiserver would wait a minute for open watches.
@@ -169,30 +170,46 @@ class ControlPlane:
             "--endpoint-reconciler-type=none",
         )
 
-    def start_scheduler(self, extenders: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Starts kube-scheduler with these elements of ``KubeSchedulerConfiguration.extenders``."""
+    def start_scheduler(
+        self,
+        extenders: Sequence[Mapping[str, Any]] = (),
+        *,
+        name: str = "kube-scheduler",
+        settings: Mapping[str, Any] | None = None,
+        flags: Sequence[str] = (),
+    ) -> None:
+        """Starts a kube-scheduler with these elements of ``KubeSchedulerConfiguration.extenders``.
+
+        Args:
+            extenders: the elements.
+            name: of the process, its log and its configuration; another one runs beside the first.
+            settings: further keys of the configuration, or other values for the usual ones.
+            flags: further flags.
+        """
         configuration = {
             "apiVersion": "kubescheduler.config.k8s.io/v1",
             "kind": "KubeSchedulerConfiguration",
             "clientConnection": {"kubeconfig": str(self.kubeconfig), "qps": 200, "burst": 400},
             "leaderElection": {"leaderElect": False},
             "extenders": [dict(e) for e in extenders],
+            **(settings or {}),
         }
-        path = self.directory / "scheduler.yaml"
+        path = self.directory / f"{name}.yaml"
         path.write_text(yaml.safe_dump(configuration))
         port = self.addresses.free_port(self.addresses.control_plane)
         self._run(
-            "kube-scheduler",
+            name,
             self.binaries.kube_scheduler,
             f"--config={path}",
             "--authentication-skip-lookup=true",
+            *flags,
             *self._secure(port),
         )
-        self._await("kube-scheduler", f"https://{self.addresses.control_plane}:{port}/readyz")
+        self._await(name, f"https://{self.addresses.control_plane}:{port}/readyz")
 
-    def stop_scheduler(self) -> None:
-        """Ends kube-scheduler."""
-        process = self._processes.pop("kube-scheduler", None)
+    def stop_scheduler(self, name: str = "kube-scheduler") -> None:
+        """Ends the kube-scheduler of that name."""
+        process = self._processes.pop(name, None)
         if process:
             process.stop(2.0)
 

@@ -1,0 +1,369 @@
+"""A real control plane with thousands of nodes, which only exist as objects, and the real extender beside it.
+
+Nodes are Node and VFIONode objects as a kubelet and our agent write them; VMs are KubeVirt's objects with a
+launcher pod bound to a node. Nothing runs the pods: what counts here ends when kube-scheduler has bound them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from migcompat.api import names
+from migcompat.engine.declaration import Declaration
+
+from tests.bench import product
+from tests.bench.figures import BenchError
+from tests.cluster.api import Api, ApiError, Cache, Object
+from tests.cluster.binaries.build import BuildError
+from tests.cluster.controlplane import ClusterError, ControlPlane
+from tests.cluster.kubevirt import objects
+from tests.cluster.processes import Process
+from tests.support import fleets
+
+ROOT = Path(__file__).parents[2]
+CRDS = (ROOT / "charts/migcompat/files/crds", ROOT / "tests/cluster/kubevirt/crds.yaml")
+NAMESPACE = "bench"
+POOL = fleets.POOL
+AT_ONCE = 32
+"""Requests under way at a time while objects are made."""
+WEBHOOK_SECONDS = 30.0
+WEBHOOK = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+VFIONODES = f"/apis/{names.API_VERSION}/vfionodes"
+VMIS = f"/apis/kubevirt.io/v1/namespaces/{NAMESPACE}/virtualmachineinstances"
+PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+_CAPACITY = {
+    "cpu": "64",
+    "memory": "512Gi",
+    "pods": "250",
+    "ephemeral-storage": "1Ti",
+    "devices.kubevirt.io/kvm": "250",
+    "devices.kubevirt.io/tun": "250",
+    "devices.kubevirt.io/vhost-net": "250",
+}
+_LABELS = {
+    "kubernetes.io/arch": "amd64",
+    "kubernetes.io/os": "linux",
+    "kubevirt.io/schedulable": "true",
+    "cpu-vendor.node.kubevirt.io/Intel": "true",
+    "machine-type.node.kubevirt.io/q35": "true",
+}
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """A node: how many devices it has, all alike, and the VMs that hold the first of them."""
+
+    name: str
+    devices: int
+    declaration: Declaration
+    vms: tuple[str, ...] = ()
+
+
+@dataclass
+class Placement:
+    """What became of a pod: its node and when (perf_counter) it was bound, and whether an attempt failed."""
+
+    node: str = ""
+    bound: float = 0.0
+    failed: bool = False
+
+
+class Placements:
+    """What kube-scheduler does with each pod of the namespace, as it happens."""
+
+    def __init__(self, api: Api) -> None:
+        self.cache = Cache(api, PODS, self._see)
+        self._found: dict[str, Placement] = {}
+        self._changed = asyncio.Event()
+
+    def __getitem__(self, name: str) -> Placement:
+        return self._found.setdefault(name, Placement())
+
+    def _see(self, kind: str, pod: Object) -> None:
+        name = pod["metadata"]["name"]
+        if kind == "DELETED":
+            self._found.pop(name, None)
+        else:
+            placement = self[name]
+            if not placement.node and (node := pod["spec"].get("nodeName")):
+                placement.node, placement.bound = node, time.perf_counter()
+            placement.failed |= not placement.node and any(
+                condition["type"] == "PodScheduled" and condition["status"] == "False"
+                for condition in pod.get("status", {}).get("conditions") or ()
+            )
+        self._changed.set()
+
+    async def tried(self, name: str, within: float) -> Placement:
+        """Once kube-scheduler has bound the pod or failed to, or *within* seconds are over."""
+        await self._until(lambda: bool(self[name].node or self[name].failed), within)
+        return self[name]
+
+    async def bound(self, pods: Sequence[str], within: float) -> int:
+        """How many of *pods* are bound, once all are or *within* seconds are over."""
+        await self._until(lambda: all(self[name].node for name in pods), within)
+        return sum(bool(self[name].node) for name in pods)
+
+    async def gone(self, within: float) -> None:
+        """Until no pod is left but those that hold devices. Raises BenchError."""
+        if not await self._until(lambda: all(name.startswith("holder-") for name in self._found), within):
+            raise BenchError(f"pods were deleted, and after {within:g} s some are still there")
+
+    async def known(self, count: int, within: float) -> None:
+        """Until the watch has told of *count* pods beside the holders. Raises BenchError."""
+
+        def there() -> bool:
+            return sum(not name.startswith("holder-") for name in self._found) >= count
+
+        if not await self._until(there, within):
+            raise BenchError(f"{count} pods were made; the watch has not told of all within {within:g} s")
+
+    async def _until(self, condition: Any, within: float) -> bool:
+        deadline = time.perf_counter() + within
+        while not condition():
+            left = deadline - time.perf_counter()
+            if left <= 0:
+                return False
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left)
+        return True
+
+
+class BigCluster:
+    """The control plane with its nodes and VMs, the extender's process, and what pods become."""
+
+    def __init__(self, plane: ControlPlane, api: Api, scratch: Path) -> None:
+        self.plane = plane
+        self.api = api
+        self.placements = Placements(api)
+        self.nodes: dict[str, NodePlan] = {}
+        self.vms: dict[str, Object] = {}
+        self._scratch = scratch
+        address = plane.addresses.control_plane
+        self._client = plane.authority.issue("bench-kube-scheduler")
+        self._serving = plane.authority.issue("bench-extender", hosts=(address,))
+        self._url = f"https://{address}:{plane.addresses.free_port(address)}"
+        self._health = f"{address}:{plane.addresses.free_port(address)}"
+        self.process: Process | None = None
+
+    # objects
+
+    async def add_nodes(self, plans: Iterable[NodePlan]) -> None:
+        """Make the nodes, the VMs on them, and what their agents would publish."""
+        plans = list(plans)
+        self.nodes |= {plan.name: plan for plan in plans}
+        await all_of(self._add_node(plan) for plan in plans)
+        await all_of(self._add_vm(vm, plan.name) for plan in plans for vm in plan.vms)
+
+    async def _add_node(self, plan: NodePlan) -> None:
+        built = msgspec.to_builtins(fleets.node(plan.name))
+        amounts = {**_CAPACITY, POOL: str(plan.devices)}
+        built["metadata"]["labels"] |= _LABELS
+        status = {**built["status"], "capacity": amounts, "allocatable": amounts}
+        head = {"apiVersion": "v1", "kind": "Node"}
+        await self.api.create("/api/v1/nodes", {**head, "metadata": built["metadata"], "status": status})
+        allocated = {f"d{number}": (NAMESPACE, f"holder-{vm}") for number, vm in enumerate(plan.vms)}
+        devices = {f"d{number}": plan.declaration for number in range(plan.devices)}
+        published = msgspec.to_builtins(fleets.vfionode(plan.name, devices, allocated=allocated))
+        head = {"apiVersion": names.API_VERSION, "kind": "VFIONode", "metadata": {"name": plan.name}}
+        await self.api.create(VFIONODES, head)
+        await self.api.patch(f"{VFIONODES}/{plan.name}/status", {"status": published["status"]})
+
+    async def _add_vm(self, name: str, node: str) -> None:
+        body = objects.vmi(name, NAMESPACE, gpus=[POOL])
+        body["status"] = {
+            "phase": "Running",
+            "nodeName": node,
+            "conditions": [{"type": "LiveMigratable", "status": "True"}],
+        }
+        made = await self.api.create(VMIS, body)
+        pod = objects.source_pod(made)
+        pod["metadata"] = {**pod["metadata"], "name": f"holder-{name}"}
+        pod["metadata"]["labels"] |= {names.NODE_NAME: node}
+        pod["spec"]["nodeName"] = node
+        await self.api.create(PODS, pod)
+        self.vms[name] = made
+
+    def target_pod(self, vm: str, **spec: Any) -> Object:
+        """A target pod for a VM as virt-controller makes it; *spec*: what its spec is to have besides."""
+        made = self.vms[vm]
+        job = {"metadata": {"name": f"migration-{vm}", "uid": f"migration-{vm}"}, "spec": {}}
+        pod = objects.target_pod(made, job)
+        pod["metadata"]["labels"] |= {names.NODE_NAME: made["status"]["nodeName"]}
+        pod["spec"] |= spec
+        return pod
+
+    async def create_pod(self, pod: Object, **params: str) -> Object:
+        """The pod as kube-apiserver stored it."""
+        return await self.api.request("POST", PODS, pod, params=params)
+
+    async def delete_pods(self, selector: str) -> None:
+        """Delete the pods that a label selector names, at once, and wait until they are gone."""
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0}
+        await self.api.request("DELETE", PODS, options, params={"labelSelector": selector})
+        await self.placements.gone(60.0)
+
+    # the ways
+
+    def start_extender(self) -> None:
+        """The real extender as a process; returns once it is ready. Raises BenchError."""
+        self.process = Process(
+            "migcompat-extender",
+            [
+                str(product.program("migcompat-extender")),
+                f"--bind={self._url.removeprefix('https://')}",
+                f"--health-bind={self._health}",
+                f"--tls-cert={self._serving.certificate}",
+                f"--tls-key={self._serving.key}",
+                f"--client-ca={self.plane.authority.certificate}",
+                f"--kubeconfig={self.plane.kubeconfig}",
+            ],
+            log=self._scratch / "extender.log",
+            environment=dict(os.environ),
+        )
+        product.await_ready(self.process, f"http://{self._health}/readyz")
+
+    def extender(self) -> Object:
+        """The element of kube-scheduler's configuration that docs/install.md asks for."""
+        return {
+            "urlPrefix": self._url,
+            "filterVerb": "filter",
+            "prioritizeVerb": "prioritize",
+            "weight": 1,
+            "enableHTTPS": True,
+            "nodeCacheCapable": True,
+            "ignorable": True,
+            "httpTimeout": "5s",
+            "tlsConfig": {
+                "caFile": str(self.plane.authority.certificate),
+                "certFile": str(self._client.certificate),
+                "keyFile": str(self._client.key),
+            },
+            "managedResources": [{"name": POOL, "ignoredByScheduler": False}],
+        }
+
+    @contextlib.asynccontextmanager
+    async def webhook(self, vm: str) -> AsyncIterator[None]:
+        """The webhook is registered as the chart does it, and kube-apiserver asks it (tried with *vm*)."""
+        authority = self.plane.authority.certificate.read_bytes()
+        hook = {
+            "name": "targets.migcompat.io",
+            "admissionReviewVersions": ["v1"],
+            "sideEffects": "None",
+            "failurePolicy": "Fail",
+            "timeoutSeconds": 5,
+            "reinvocationPolicy": "Never",
+            "rules": [
+                {
+                    "apiGroups": [""],
+                    "apiVersions": ["v1"],
+                    "resources": ["pods"],
+                    "operations": ["CREATE"],
+                    "scope": "Namespaced",
+                }
+            ],
+            "objectSelector": {
+                "matchLabels": {names.LAUNCHER_LABEL: names.LAUNCHER_VALUE},
+                "matchExpressions": [{"key": names.MIGRATION_UID, "operator": "Exists"}],
+            },
+            "clientConfig": {
+                "url": f"{self._url}/mutate",
+                "caBundle": base64.b64encode(authority).decode(),
+            },
+        }
+        kind = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration"}
+        await self.api.create(WEBHOOK, {**kind, "metadata": {"name": "migcompat"}, "webhooks": [hook]})
+        try:
+            await self._await_webhook(vm, steers=True)
+            yield
+        finally:
+            await self.api.delete(f"{WEBHOOK}/migcompat")
+        await self._await_webhook(vm, steers=False)
+
+    async def _await_webhook(self, vm: str, *, steers: bool) -> None:
+        deadline = time.monotonic() + WEBHOOK_SECONDS
+        told = ""
+        while time.monotonic() < deadline:
+            try:
+                pod = await self.create_pod(self.target_pod(vm), dryRun="All")
+                told = f"the pod's annotations are {pod['metadata']['annotations']}"
+                if (names.SOURCE in pod["metadata"]["annotations"]) is steers:
+                    return
+            except ApiError as error:
+                told = str(error)
+            await asyncio.sleep(0.2)
+        what = "does not take effect" if steers else "is still asked"
+        raise BenchError(f"the webhook {what} after {WEBHOOK_SECONDS:g} s: {told}")
+
+
+async def all_of(work: Iterable[Awaitable[Any]]) -> None:
+    """Do everything, some of it at a time; raises what first went wrong."""
+    queue = iter(work)
+
+    async def worker() -> None:
+        for one in queue:
+            await one
+
+    tasks = [asyncio.create_task(worker()) for _ in range(AT_ONCE)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def big_cluster(plans: Sequence[NodePlan]) -> AsyncIterator[BigCluster]:
+    """A cluster with these nodes and a ready extender; no kube-scheduler runs yet. Raises BenchError."""
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="migcompat-bench-")))
+        try:
+            plane = await asyncio.to_thread(ControlPlane)
+            stack.callback(plane.stop)
+            await asyncio.to_thread(_prepare, plane)
+        except (BuildError, ClusterError) as problem:
+            raise BenchError(f"no control plane: {problem}") from problem
+        async with Api(plane.kubeconfig) as api:
+            cluster = BigCluster(plane, api, scratch)
+            watch = asyncio.create_task(cluster.placements.cache.run())
+            try:
+                start = time.monotonic()
+                await cluster.add_nodes(plans)
+                await asyncio.to_thread(cluster.start_extender)
+                _say(f"{len(plans)} nodes, {len(cluster.vms)} VMs in {time.monotonic() - start:.0f} s")
+                yield cluster
+            finally:
+                if cluster.process is not None:
+                    await asyncio.to_thread(cluster.process.stop)
+                watch.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await watch
+
+
+def _prepare(plane: ControlPlane) -> None:
+    plane.start()
+    plane.stop_scheduler()
+    for path in CRDS:
+        plane.kubectl("apply", "--server-side", "-f", str(path))
+    plane.await_kinds()
+    plane.kubectl("create", "namespace", NAMESPACE)
+    deadline = time.monotonic() + 60
+    while "default" not in plane.kubectl("get", "serviceaccounts", "-n", NAMESPACE, "-o", "name"):
+        if time.monotonic() > deadline:
+            raise ClusterError(f"namespace {NAMESPACE} has no service account after 60 s")
+        time.sleep(0.2)
+
+
+def _say(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,115 @@
+"""Whether a target pod is bound at the first attempt where one node of thousands accepts, in each way.
+
+The node is far outside the sample of nodes that kube-scheduler shows an extender (500 of 5,000).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import statistics
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from tests.bench.bigcluster import BigCluster
+from tests.bench.figures import BenchError, Row, percentile
+
+OWN_SCHEDULER = "migcompat-scheduler"
+GOAL_SECONDS = 1.0
+PATIENCE = 20.0
+"""Seconds that a pod may take altogether."""
+
+
+async def measure(cluster: BigCluster, vms: Sequence[str], accepting: str) -> list[Row]:
+    """Each way with one target pod for each of *vms*, which only the node *accepting* takes."""
+    rows: list[Row] = []
+    for title, way, spec, demanded in (
+        ("way 1 (webhook)", _by_webhook, {}, True),
+        ("way 3 (own scheduler)", _by_own_scheduler, {"schedulerName": OWN_SCHEDULER}, True),
+        ("way 2 alone (extender)", _by_extender, {}, False),
+    ):
+        async with way(cluster, vms[0]):
+            rows += await _try(cluster, title, vms, accepting, spec, demanded=demanded)
+            await cluster.delete_pods("kubevirt.io/migrationJobUID")
+    return rows
+
+
+@contextlib.asynccontextmanager
+async def _scheduler(cluster: BigCluster, name: str, **how: Any) -> AsyncIterator[None]:
+    await asyncio.to_thread(cluster.plane.start_scheduler, name=name, **how)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(cluster.plane.stop_scheduler, name)
+
+
+@contextlib.asynccontextmanager
+async def _by_webhook(cluster: BigCluster, vm: str) -> AsyncIterator[None]:
+    async with _scheduler(cluster, "kube-scheduler"), cluster.webhook(vm):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _by_own_scheduler(cluster: BigCluster, _: str) -> AsyncIterator[None]:
+    """A second stock kube-scheduler, which looks at every node, beside the default one as it comes."""
+    profile = {"schedulerName": OWN_SCHEDULER, "percentageOfNodesToScore": 100}
+    own = {"extenders": [cluster.extender()], "settings": {"profiles": [profile]}}
+    async with _scheduler(cluster, "kube-scheduler"), _scheduler(cluster, OWN_SCHEDULER, **own):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _by_extender(cluster: BigCluster, _: str) -> AsyncIterator[None]:
+    async with _scheduler(cluster, "kube-scheduler", extenders=[cluster.extender()]):
+        yield
+
+
+async def _try(
+    cluster: BigCluster,
+    title: str,
+    vms: Sequence[str],
+    accepting: str,
+    spec: Mapping[str, Any],
+    *,
+    demanded: bool,
+) -> list[Row]:
+    """One pod after another: the next is made once the one before is bound or has failed once."""
+    created: dict[str, float] = {}
+    first = 0
+    for vm in vms:
+        start = time.perf_counter()
+        pod = (await cluster.create_pod(cluster.target_pod(vm, **spec)))["metadata"]["name"]
+        created[pod] = start
+        placement = await cluster.placements.tried(pod, PATIENCE)
+        first += bool(placement.node) and not placement.failed
+
+    await cluster.placements.bound(list(created), max(created.values()) + PATIENCE - time.perf_counter())
+    placed = {pod: cluster.placements[pod] for pod in created}
+    elsewhere = {p.node for p in placed.values()} - {"", accepting}
+    if elsewhere:
+        raise BenchError(f"{title}: bound to nodes that refuse: {', '.join(sorted(elsewhere)[:5])}")
+    taken = [p.bound - created[pod] for pod, p in placed.items() if p.node]
+    in_time = [seconds for seconds in taken if seconds <= PATIENCE]
+    share = 100.0 / len(vms)
+    where = f"{len(cluster.nodes):,} nodes, one accepts, {title}"
+    rows = [
+        Row(name=f"{where}: bound at the first attempt", value=first * share, unit="%", floor=_all(demanded)),
+        Row(name=f"{where}: bound within {PATIENCE:g} s", value=len(in_time) * share, unit="%"),
+    ]
+    if taken:
+        rows.append(
+            Row(
+                name=f"{where}: from creation to bound, median of those bound",
+                value=statistics.median(taken),
+                unit="s",
+                goal=GOAL_SECONDS if demanded else None,
+            )
+        )
+    if len(taken) > 1:
+        rows.append(Row(name=f"{where}: the same, p90", value=percentile(taken, 90), unit="s"))
+    return rows
+
+
+def _all(demanded: bool) -> float | None:
+    return 100.0 if demanded else None
