@@ -7,9 +7,7 @@ launcher pod bound to a node. Nothing runs the pods: what counts here ends when 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import os
 import sys
 import tempfile
 import time
@@ -20,15 +18,15 @@ from typing import Any
 
 import msgspec
 from migcompat.api import names
+from migcompat.api.vfionode import VFIONode
 from migcompat.engine.declaration import Declaration
 
-from tests.bench import product
 from tests.bench.figures import BenchError
+from tests.bench.ways import WEBHOOK, WEBHOOKS, Ways
 from tests.cluster.api import Api, ApiError, Cache, Object
 from tests.cluster.binaries.build import BuildError
 from tests.cluster.controlplane import ClusterError, ControlPlane
 from tests.cluster.kubevirt import objects
-from tests.cluster.processes import Process
 from tests.support import fleets
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +36,6 @@ POOL = fleets.POOL
 AT_ONCE = 32
 """Requests under way at a time while objects are made."""
 WEBHOOK_SECONDS = 30.0
-WEBHOOK = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 VFIONODES = f"/apis/{names.API_VERSION}/vfionodes"
 VMIS = f"/apis/kubevirt.io/v1/namespaces/{NAMESPACE}/virtualmachineinstances"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
@@ -104,11 +101,6 @@ class Placements:
             )
         self._changed.set()
 
-    async def tried(self, name: str, within: float) -> Placement:
-        """Once kube-scheduler has bound the pod or failed to, or *within* seconds are over."""
-        await self._until(lambda: bool(self[name].node or self[name].failed), within)
-        return self[name]
-
     async def bound(self, pods: Sequence[str], within: float) -> int:
         """How many of *pods* are bound, once all are or *within* seconds are over."""
         await self._until(lambda: all(self[name].node for name in pods), within)
@@ -149,13 +141,7 @@ class BigCluster:
         self.placements = Placements(api)
         self.nodes: dict[str, NodePlan] = {}
         self.vms: dict[str, Object] = {}
-        self._scratch = scratch
-        address = plane.addresses.control_plane
-        self._client = plane.authority.issue("bench-kube-scheduler")
-        self._serving = plane.authority.issue("bench-extender", hosts=(address,))
-        self._url = f"https://{address}:{plane.addresses.free_port(address)}"
-        self._health = f"{address}:{plane.addresses.free_port(address)}"
-        self.process: Process | None = None
+        self.ways = Ways(plane, scratch)
 
     # objects
 
@@ -167,18 +153,10 @@ class BigCluster:
         await all_of(self._add_vm(vm, plan.name) for plan in plans for vm in plan.vms)
 
     async def _add_node(self, plan: NodePlan) -> None:
-        built = msgspec.to_builtins(fleets.node(plan.name))
-        amounts = {**_CAPACITY, POOL: str(plan.devices)}
-        built["metadata"]["labels"] |= _LABELS
-        status = {**built["status"], "capacity": amounts, "allocatable": amounts}
-        head = {"apiVersion": "v1", "kind": "Node"}
-        await self.api.create("/api/v1/nodes", {**head, "metadata": built["metadata"], "status": status})
         allocated = {f"d{number}": (NAMESPACE, f"holder-{vm}") for number, vm in enumerate(plan.vms)}
         devices = {f"d{number}": plan.declaration for number in range(plan.devices)}
-        published = msgspec.to_builtins(fleets.vfionode(plan.name, devices, allocated=allocated))
-        head = {"apiVersion": names.API_VERSION, "kind": "VFIONode", "metadata": {"name": plan.name}}
-        await self.api.create(VFIONODES, head)
-        await self.api.patch(f"{VFIONODES}/{plan.name}/status", {"status": published["status"]})
+        await add_node(self.api, plan.name, plan.devices)
+        await publish(self.api, fleets.vfionode(plan.name, devices, allocated=allocated), new=True)
 
     async def _add_vm(self, name: str, node: str) -> None:
         body = objects.vmi(name, NAMESPACE, gpus=[POOL])
@@ -208,6 +186,10 @@ class BigCluster:
         """The pod as kube-apiserver stored it."""
         return await self.api.request("POST", PODS, pod, params=params)
 
+    async def delete_pod(self, name: str) -> None:
+        """Delete a pod at once."""
+        await self.api.delete(f"{PODS}/{name}", grace=0)
+
     async def delete_pods(self, selector: str) -> None:
         """Delete the pods that a label selector names, at once, and wait until they are gone."""
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0}
@@ -216,79 +198,15 @@ class BigCluster:
 
     # the ways
 
-    def start_extender(self) -> None:
-        """The real extender as a process; returns once it is ready. Raises BenchError."""
-        self.process = Process(
-            "migcompat-extender",
-            [
-                str(product.program("migcompat-extender")),
-                f"--bind={self._url.removeprefix('https://')}",
-                f"--health-bind={self._health}",
-                f"--tls-cert={self._serving.certificate}",
-                f"--tls-key={self._serving.key}",
-                f"--client-ca={self.plane.authority.certificate}",
-                f"--kubeconfig={self.plane.kubeconfig}",
-            ],
-            log=self._scratch / "extender.log",
-            environment=dict(os.environ),
-        )
-        product.await_ready(self.process, f"http://{self._health}/readyz")
-
-    def extender(self) -> Object:
-        """The element of kube-scheduler's configuration that docs/install.md asks for."""
-        return {
-            "urlPrefix": self._url,
-            "filterVerb": "filter",
-            "prioritizeVerb": "prioritize",
-            "weight": 1,
-            "enableHTTPS": True,
-            "nodeCacheCapable": True,
-            "ignorable": True,
-            "httpTimeout": "5s",
-            "tlsConfig": {
-                "caFile": str(self.plane.authority.certificate),
-                "certFile": str(self._client.certificate),
-                "keyFile": str(self._client.key),
-            },
-            "managedResources": [{"name": POOL, "ignoredByScheduler": False}],
-        }
-
     @contextlib.asynccontextmanager
     async def webhook(self, vm: str) -> AsyncIterator[None]:
         """The webhook is registered as the chart does it, and kube-apiserver asks it (tried with *vm*)."""
-        authority = self.plane.authority.certificate.read_bytes()
-        hook = {
-            "name": "targets.migcompat.io",
-            "admissionReviewVersions": ["v1"],
-            "sideEffects": "None",
-            "failurePolicy": "Fail",
-            "timeoutSeconds": 5,
-            "reinvocationPolicy": "Never",
-            "rules": [
-                {
-                    "apiGroups": [""],
-                    "apiVersions": ["v1"],
-                    "resources": ["pods"],
-                    "operations": ["CREATE"],
-                    "scope": "Namespaced",
-                }
-            ],
-            "objectSelector": {
-                "matchLabels": {names.LAUNCHER_LABEL: names.LAUNCHER_VALUE},
-                "matchExpressions": [{"key": names.MIGRATION_UID, "operator": "Exists"}],
-            },
-            "clientConfig": {
-                "url": f"{self._url}/mutate",
-                "caBundle": base64.b64encode(authority).decode(),
-            },
-        }
-        kind = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration"}
-        await self.api.create(WEBHOOK, {**kind, "metadata": {"name": "migcompat"}, "webhooks": [hook]})
+        await self.api.create(WEBHOOKS, self.ways.webhook())
         try:
             await self._await_webhook(vm, steers=True)
             yield
         finally:
-            await self.api.delete(f"{WEBHOOK}/migcompat")
+            await self.api.delete(f"{WEBHOOKS}/{WEBHOOK}")
         await self._await_webhook(vm, steers=False)
 
     async def _await_webhook(self, vm: str, *, steers: bool) -> None:
@@ -305,6 +223,27 @@ class BigCluster:
             await asyncio.sleep(0.2)
         what = "does not take effect" if steers else "is still asked"
         raise BenchError(f"the webhook {what} after {WEBHOOK_SECONDS:g} s: {told}")
+
+
+async def add_node(api: Api, name: str, devices: int) -> None:
+    """A Node as a kubelet keeps it, on which KubeVirt's pods may run, with that many devices of the pool."""
+    built = msgspec.to_builtins(fleets.node(name))
+    built["metadata"]["labels"] |= _LABELS
+    amounts = {**_CAPACITY, POOL: str(devices)}
+    status = {**built["status"], "capacity": amounts, "allocatable": amounts}
+    head = {"apiVersion": "v1", "kind": "Node"}
+    await api.create("/api/v1/nodes", {**head, "metadata": built["metadata"], "status": status})
+
+
+async def publish(api: Api, item: VFIONode, *, new: bool = False) -> None:
+    """Write a VFIONode's status as the agent of its node does; *new*: make the object first."""
+    name = item.metadata.name
+    head = {"apiVersion": names.API_VERSION, "kind": "VFIONode", "metadata": {"name": name}}
+    if new:
+        await api.create(VFIONODES, head)
+    status = msgspec.to_builtins(item.status)
+    # Not a merge, which keeps keys that it is not told about: profiles have their digests as keys.
+    await api.apply(f"{VFIONODES}/{name}/status", {**head, "status": status})
 
 
 async def all_of(work: Iterable[Awaitable[Any]]) -> None:
@@ -340,12 +279,11 @@ async def big_cluster(plans: Sequence[NodePlan]) -> AsyncIterator[BigCluster]:
             try:
                 start = time.monotonic()
                 await cluster.add_nodes(plans)
-                await asyncio.to_thread(cluster.start_extender)
+                await asyncio.to_thread(cluster.ways.start)
                 _say(f"{len(plans)} nodes, {len(cluster.vms)} VMs in {time.monotonic() - start:.0f} s")
                 yield cluster
             finally:
-                if cluster.process is not None:
-                    await asyncio.to_thread(cluster.process.stop)
+                await asyncio.to_thread(cluster.ways.stop)
                 watch.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await watch

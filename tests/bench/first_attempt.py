@@ -12,13 +12,15 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from tests.bench.bigcluster import BigCluster
+from tests.bench.bigcluster import POOL, BigCluster
 from tests.bench.figures import BenchError, Row, percentile
 
 OWN_SCHEDULER = "migcompat-scheduler"
 GOAL_SECONDS = 1.0
 PATIENCE = 20.0
-"""Seconds that a pod may take altogether."""
+"""Seconds that a pod may take."""
+FEW = 8
+"""Pods for way 2 alone, most of which take all of these seconds."""
 
 
 async def measure(cluster: BigCluster, vms: Sequence[str], accepting: str) -> list[Row]:
@@ -30,7 +32,8 @@ async def measure(cluster: BigCluster, vms: Sequence[str], accepting: str) -> li
         ("way 2 alone (extender)", _by_extender, {}, False),
     ):
         async with way(cluster, vms[0]):
-            rows += await _try(cluster, title, vms, accepting, spec, demanded=demanded)
+            tried = vms if demanded else vms[:FEW]
+            rows += await _try(cluster, title, tried, accepting, spec, demanded=demanded)
             await cluster.delete_pods("kubevirt.io/migrationJobUID")
     return rows
 
@@ -54,14 +57,14 @@ async def _by_webhook(cluster: BigCluster, vm: str) -> AsyncIterator[None]:
 async def _by_own_scheduler(cluster: BigCluster, _: str) -> AsyncIterator[None]:
     """A second stock kube-scheduler, which looks at every node, beside the default one as it comes."""
     profile = {"schedulerName": OWN_SCHEDULER, "percentageOfNodesToScore": 100}
-    own = {"extenders": [cluster.extender()], "settings": {"profiles": [profile]}}
+    own = {"extenders": [cluster.ways.extender([POOL])], "settings": {"profiles": [profile]}}
     async with _scheduler(cluster, "kube-scheduler"), _scheduler(cluster, OWN_SCHEDULER, **own):
         yield
 
 
 @contextlib.asynccontextmanager
 async def _by_extender(cluster: BigCluster, _: str) -> AsyncIterator[None]:
-    async with _scheduler(cluster, "kube-scheduler", extenders=[cluster.extender()]):
+    async with _scheduler(cluster, "kube-scheduler", extenders=[cluster.ways.extender([POOL])]):
         yield
 
 
@@ -74,28 +77,26 @@ async def _try(
     *,
     demanded: bool,
 ) -> list[Row]:
-    """One pod after another: the next is made once the one before is bound or has failed once."""
-    created: dict[str, float] = {}
+    """One pod after another, each alone: any other pod's binding would make kube-scheduler try again."""
     first = 0
+    taken: list[float] = []
     for vm in vms:
         start = time.perf_counter()
         pod = (await cluster.create_pod(cluster.target_pod(vm, **spec)))["metadata"]["name"]
-        created[pod] = start
-        placement = await cluster.placements.tried(pod, PATIENCE)
-        first += bool(placement.node) and not placement.failed
-
-    await cluster.placements.bound(list(created), max(created.values()) + PATIENCE - time.perf_counter())
-    placed = {pod: cluster.placements[pod] for pod in created}
-    elsewhere = {p.node for p in placed.values()} - {"", accepting}
-    if elsewhere:
-        raise BenchError(f"{title}: bound to nodes that refuse: {', '.join(sorted(elsewhere)[:5])}")
-    taken = [p.bound - created[pod] for pod, p in placed.items() if p.node]
-    in_time = [seconds for seconds in taken if seconds <= PATIENCE]
+        await cluster.placements.bound([pod], PATIENCE)
+        placement = cluster.placements[pod]
+        if not placement.node:
+            await cluster.delete_pod(pod)
+            continue
+        if placement.node != accepting:
+            raise BenchError(f"{title}: bound to {placement.node}, which refuses")
+        taken.append(placement.bound - start)
+        first += not placement.failed
     share = 100.0 / len(vms)
     where = f"{len(cluster.nodes):,} nodes, one accepts, {title}"
     rows = [
         Row(name=f"{where}: bound at the first attempt", value=first * share, unit="%", floor=_all(demanded)),
-        Row(name=f"{where}: bound within {PATIENCE:g} s", value=len(in_time) * share, unit="%"),
+        Row(name=f"{where}: bound within {PATIENCE:g} s", value=len(taken) * share, unit="%"),
     ]
     if taken:
         rows.append(

@@ -15,7 +15,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from tests.bench.bigcluster import AT_ONCE, BigCluster, all_of
+from tests.bench.bigcluster import AT_ONCE, POOL, BigCluster, all_of
 from tests.bench.figures import BenchError, Row
 from tests.cluster.api import Object
 
@@ -89,7 +89,7 @@ class Runs:
         await asyncio.sleep(SETTLE_SECONDS)
         await asyncio.to_thread(
             cluster.plane.start_scheduler,
-            extenders=[cluster.extender()] if way.extender else [],
+            extenders=[cluster.ways.extender([POOL])] if way.extender else [],
             settings={
                 "clientConnection": {"kubeconfig": str(cluster.plane.kubeconfig), **QUICK},
             },
