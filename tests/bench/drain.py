@@ -34,7 +34,7 @@ from tests.cluster.kubevirt.timing import Timing
 from tests.cluster.processes import Process
 from tests.node.oracle import Entry, Mdev, accepting, any_mdev
 
-COPYING_SECONDS = 5.0
+COPYING_SECONDS = 10.0
 """How long a migration takes once its target runs."""
 PATIENCE = 300.0
 START_SECONDS = 120.0

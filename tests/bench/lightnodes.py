@@ -1,9 +1,9 @@
 """Nodes without processes: what kubelet and agent do with a pod that is bound, as far as the API shows it.
 
 A pod gets a device, its VFIONode says so, and the pod seems to run until it is deleted. For a target pod
-that is the first free device that accepts the source's, as the real agent prefers it; where there is none, the
-guard refuses, and the pod waits with the guard's text. What accepts what is asked of ``tests/node/oracle.py``
-alone, and of nothing of the product.
+that is the first free device that accepts the source's, as the real agent prefers it; where there is none,
+the guard refuses, and the pod waits with the guard's text. What accepts what is asked of
+``tests/node/oracle.py`` alone, and of nothing of the product.
 """
 
 from __future__ import annotations

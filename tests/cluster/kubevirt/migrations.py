@@ -26,6 +26,10 @@ class Migrations:
         self._per_cluster = per_cluster
         self._per_node = per_node
         self._touched: dict[str, asyncio.Event] = {}
+        self._starting = asyncio.Lock()
+        """virt-controller makes one target pod at a time (migrationStartLock)."""
+        self._holding: dict[str, str] = {}
+        """Source node by uid of each migration that holds a slot, whatever the caches have seen of it."""
 
     def touch(self, uid: str) -> None:
         """The migration's object has changed: a denied one is tried again at once."""
@@ -33,9 +37,18 @@ class Migrations:
 
     async def run(self, job: Object) -> None:
         """One migration from Pending to its end."""
+        try:
+            await self._run(job)
+        finally:
+            if self._holding.pop(job["metadata"]["uid"], None) is not None:
+                self._world.notify()
+
+    async def _run(self, job: Object) -> None:
         uid = job["metadata"]["uid"]
         pod = self._world.target_of(uid)
-        if pod is None:
+        if pod is not None:
+            self._holding[uid] = pod["metadata"]["labels"].get("kubevirt.io/nodeName", "")
+        else:
             await self._world.set_phase(job, "Pending")
             pod = await self._make_target(job)
         if pod is None:
@@ -60,18 +73,24 @@ class Migrations:
                 await self._world.set_phase(job, "Failed")
                 return None
             source = self._world.active_pod(item)
-            if source is None or not self._has_slot(item, meta["uid"]):
+            if source is None or not self._has_slot(item):
                 await self._world.change()
                 continue
-            touched.clear()
-            try:
-                pod = await self._world.api.create(
-                    f"/api/v1/namespaces/{meta['namespace']}/pods",
-                    self._world.adapt(objects.target_pod(item, current)),
-                )
-            except ApiError as error:
-                text = f"Error creating pod: {error.message}"
-                await self._world.event(item, "Warning", "FailedCreate", text)
+            async with self._starting:
+                if not self._has_slot(item):
+                    continue
+                touched.clear()
+                try:
+                    pod = await self._world.api.create(
+                        f"/api/v1/namespaces/{meta['namespace']}/pods",
+                        self._world.adapt(objects.target_pod(item, current)),
+                    )
+                    self._holding[meta["uid"]] = source["spec"]["nodeName"]
+                    denied = ""
+                except ApiError as error:
+                    denied = f"Error creating pod: {error.message}"
+            if denied:
+                await self._world.event(item, "Warning", "FailedCreate", denied)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(touched.wait(), pause)
                 pause = min(pause * 2, self._timing.longest_retry)
@@ -165,18 +184,10 @@ class Migrations:
         if pod is not None and pod.get("status", {}).get("phase") not in FINAL:
             await self._world.api.delete(path_of(pod, "pods"), uid=pod_uid)
 
-    def _has_slot(self, item: Object, uid: str) -> bool:
+    def _has_slot(self, item: Object) -> bool:
         """Whether another target pod may exist: five in the cluster, two from one node by default."""
-        running = [
-            m
-            for m in self._world.migrations.all()
-            if m["metadata"]["uid"] != uid
-            and m.get("status", {}).get("phase") not in (None, "Pending", *FINAL)
-        ]
-        node = item["status"].get("nodeName")
-        sources = [self._world.vmis.get(m["spec"]["vmiName"], m["metadata"]["namespace"]) for m in running]
-        same = [s for s in sources if s and s.get("status", {}).get("nodeName") == node]
-        return len(running) < self._per_cluster and len(same) < self._per_node
+        same = list(self._holding.values()).count(item["status"].get("nodeName"))
+        return len(self._holding) < self._per_cluster and same < self._per_node
 
 
 def _is_unschedulable(pod: Object) -> bool:
