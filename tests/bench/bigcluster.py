@@ -106,6 +106,11 @@ class Placements:
         await self._until(lambda: all(self[name].node for name in pods), within)
         return sum(bool(self[name].node) for name in pods)
 
+    async def begun(self, pods: Sequence[str], within: float) -> int:
+        """How many of *pods* are bound, once one is or *within* seconds are over."""
+        await self._until(lambda: any(self[name].node for name in pods), within)
+        return sum(bool(self[name].node) for name in pods)
+
     async def gone(self, within: float) -> None:
         """Until no pod is left but those that hold devices. Raises BenchError."""
         if not await self._until(lambda: all(name.startswith("holder-") for name in self._found), within):

@@ -109,7 +109,7 @@ class LightNodes:
         source = None
         if names.MIGRATION_UID in labels:
             source = next(iter(self._by_vm.get(vm, {}).values()), None)
-        device = _choose(node, source)
+        device = choose(node, source)
         if device is None:
             raise OSError(f"no device of {node.name} is free")
         mdev = node.devices[device]
@@ -162,7 +162,7 @@ def declared(mdev: Mdev) -> Declaration:
     return fleets.declared(mdev.version, type_=scenario.TYPE, accepts=mdev.patterns, extra=extra)
 
 
-def _choose(node: Light, source: Mdev | None) -> str | None:
+def choose(node: Light, source: Mdev | None) -> str | None:
     """The first free device that accepts *source*; any free one where none does."""
     free = [device for device in node.devices if device not in node.held]
     good = [device for device in free if source is None or accepting(node.devices[device], source)]

@@ -15,6 +15,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from tests.bench.agent import cpu_seconds
 from tests.bench.bigcluster import AT_ONCE, POOL, BigCluster, all_of
 from tests.bench.figures import BenchError, Row
 from tests.cluster.api import Object
@@ -24,6 +25,8 @@ FLOOR = 95.0
 BINDING_SECONDS = 300.0
 MADE_SECONDS = 60.0
 LABEL = "migcompat-bench"
+SCHEDULER = "kube-scheduler"
+OURS = "migcompat-extender"
 SETTLE_SECONDS = 1.0
 QUICK = {"qps": 5000, "burst": 10000}
 """kube-scheduler's limits of requests, which are not to be measured."""
@@ -67,6 +70,10 @@ class Runs:
         self._names = names
         self._number = 0
         self.rates: dict[Way, list[float]] = {way: [] for way in WAYS}
+        self.cpu: dict[tuple[str, Way], list[float]] = {
+            (name, way): [] for name in (SCHEDULER, OURS) for way in WAYS
+        }
+        """Milliseconds a pod by process, from the first binding to the last."""
         self.creations: dict[bool, list[float]] = {False: [], True: []}
         """Seconds that the creation of a target pod took, without and with webhook."""
 
@@ -95,12 +102,18 @@ class Runs:
             },
             flags=[f"--feature-gates=OpportunisticBatching={str(way.batching).lower()}"],
         )
+        pids = {SCHEDULER: cluster.plane.pids()[SCHEDULER], OURS: cluster.ways.pid}
+        begun = await cluster.placements.begun(everything, BINDING_SECONDS)
+        before = {name: cpu_seconds(pid) for name, pid in pids.items()}
         bound = await cluster.placements.bound(everything, BINDING_SECONDS)
+        used = {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}
         await asyncio.to_thread(cluster.plane.stop_scheduler)
         if bound < len(everything):
             raise BenchError(
                 f"{way.title}: {bound} of {len(everything)} pods bound after {BINDING_SECONDS:g} s"
             )
+        for name, seconds in used.items():
+            self.cpu[name, way].append(1000 * seconds / max(1, bound - begun))
         moments = sorted(cluster.placements[name].bound for name in everything)
         if way.extender or way.webhook:
             wrong = [n for n in targets if cluster.placements[n].node not in self._accepting]
@@ -160,6 +173,18 @@ class Runs:
                         floor=FLOOR,
                     )
                 )
+        for name, way in ((SCHEDULER, PLAIN), (SCHEDULER, EXTENDER), (SCHEDULER, WEBHOOK), (OURS, EXTENDER)):
+            value, base = (statistics.median(self.cpu[name, each]) for each in (way, PLAIN))
+            compared = name == SCHEDULER and way is not PLAIN and base > 0
+            rows.append(
+                Row(
+                    name=f"CPU time of {name} a pod, {way.title}",
+                    value=value,
+                    unit="ms",
+                    baseline=PLAIN.title if compared else "",
+                    ratio=value / base if compared else None,
+                )
+            )
         plain, webhook = (1000 * statistics.median(self.creations[on]) for on in (False, True))
         rows += [
             Row(name=f"creation of a target pod, no webhook, {AT_ONCE} at a time", value=plain, unit="ms"),

@@ -49,6 +49,12 @@ class Ways:
         )
         product.await_ready(self._process, f"http://{self._health}/readyz")
 
+    @property
+    def pid(self) -> int:
+        """Of the extender's process, which was started."""
+        assert self._process is not None
+        return self._process.pid
+
     def stop(self) -> None:
         """End it."""
         if self._process is not None:
