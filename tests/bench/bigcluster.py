@@ -285,7 +285,7 @@ async def big_cluster(plans: Sequence[NodePlan]) -> AsyncIterator[BigCluster]:
                 start = time.monotonic()
                 await cluster.add_nodes(plans)
                 await asyncio.to_thread(cluster.ways.start)
-                _say(f"{len(plans)} nodes, {len(cluster.vms)} VMs in {time.monotonic() - start:.0f} s")
+                say(f"{len(plans)} nodes, {len(cluster.vms)} VMs in {time.monotonic() - start:.0f} s")
                 yield cluster
             finally:
                 await asyncio.to_thread(cluster.ways.stop)
@@ -308,5 +308,6 @@ def _prepare(plane: ControlPlane) -> None:
         time.sleep(0.2)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line of progress, to stderr."""
     print(f"bench: {text}", file=sys.stderr, flush=True)

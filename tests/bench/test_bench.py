@@ -17,6 +17,7 @@ from tests.bench.large_fleet import filter_call
 from tests.cluster.binaries.build import build_go
 from tests.cluster.processes import Process
 from tests.node.oracle import UNIQUE, Entry, Mdev
+from tests.support.fleets import declared
 from tests.support.vfs import make_vfs
 
 
@@ -151,7 +152,7 @@ def test_the_plan_of_the_large_cluster() -> None:
     size = scheduling.Size()
     plans = scheduling.plans(size)
     assert len(plans) == size.nodes
-    rare = [plan for plan in plans if plan.declaration == scheduling.declared(scheduling.RARE)]
+    rare = [plan for plan in plans if plan.declaration == declared(scheduling.RARE)]
     assert [(plan.name, plan.devices, len(plan.vms)) for plan in rare] == [
         (f"node-{size.position}", size.single, 0),
         ("source-rare", size.single, size.single),
