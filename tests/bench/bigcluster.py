@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 from migcompat.api import names
 from migcompat.api.vfionode import VFIONode
@@ -36,6 +37,7 @@ POOL = fleets.POOL
 AT_ONCE = 32
 """Requests under way at a time while objects are made."""
 WEBHOOK_SECONDS = 30.0
+GONE_SECONDS = 60.0
 VFIONODES = f"/apis/{names.API_VERSION}/vfionodes"
 VMIS = f"/apis/kubevirt.io/v1/namespaces/{NAMESPACE}/virtualmachineinstances"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
@@ -111,18 +113,19 @@ class Placements:
         await self._until(lambda: any(self[name].node for name in pods), within)
         return sum(bool(self[name].node) for name in pods)
 
+    def names(self) -> list[str]:
+        """All pods there are but those that hold devices."""
+        return [name for name in self._found if not name.startswith("holder-")]
+
     async def gone(self, within: float) -> None:
         """Until no pod is left but those that hold devices. Raises BenchError."""
-        if not await self._until(lambda: all(name.startswith("holder-") for name in self._found), within):
+        if not await self._until(lambda: not self.names(), within):
             raise BenchError(f"pods were deleted, and after {within:g} s some are still there")
 
     async def known(self, count: int, within: float) -> None:
         """Until the watch has told of *count* pods beside the holders. Raises BenchError."""
 
-        def there() -> bool:
-            return sum(not name.startswith("holder-") for name in self._found) >= count
-
-        if not await self._until(there, within):
+        if not await self._until(lambda: len(self.names()) >= count, within):
             raise BenchError(f"{count} pods were made; the watch has not told of all within {within:g} s")
 
     async def _until(self, condition: Any, within: float) -> bool:
@@ -195,11 +198,10 @@ class BigCluster:
         """Delete a pod at once."""
         await self.api.delete(f"{PODS}/{name}", grace=0)
 
-    async def delete_pods(self, selector: str) -> None:
-        """Delete the pods that a label selector names, at once, and wait until they are gone."""
-        options = {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0}
-        await self.api.request("DELETE", PODS, options, params={"labelSelector": selector})
-        await self.placements.gone(60.0)
+    async def delete_pods(self) -> None:
+        """Delete all pods but those that hold devices, at once, and wait until they are gone."""
+        await all_of(self.delete_pod(name) for name in self.placements.names())
+        await self.placements.gone(GONE_SECONDS)
 
     # the ways
 
@@ -287,6 +289,8 @@ async def big_cluster(plans: Sequence[NodePlan]) -> AsyncIterator[BigCluster]:
                 await asyncio.to_thread(cluster.ways.start)
                 say(f"{len(plans)} nodes, {len(cluster.vms)} VMs in {time.monotonic() - start:.0f} s")
                 yield cluster
+            except (ApiError, aiohttp.ClientError, TimeoutError) as problem:
+                raise BenchError(f"a call of kube-apiserver failed: {problem!r}") from problem
             finally:
                 await asyncio.to_thread(cluster.ways.stop)
                 watch.cancel()

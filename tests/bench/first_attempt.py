@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from tests.bench.bigcluster import POOL, BigCluster
+from tests.bench.bigcluster import POOL, BigCluster, say
 from tests.bench.figures import BenchError, Row, percentile
 
 OWN_SCHEDULER = "migcompat-scheduler"
@@ -34,7 +34,7 @@ async def measure(cluster: BigCluster, vms: Sequence[str], accepting: str) -> li
         async with way(cluster, vms[0]):
             tried = vms if demanded else vms[:FEW]
             rows += await _try(cluster, title, tried, accepting, spec, demanded=demanded)
-            await cluster.delete_pods("kubevirt.io/migrationJobUID")
+            await cluster.delete_pods()
     return rows
 
 
@@ -92,6 +92,7 @@ async def _try(
             raise BenchError(f"{title}: bound to {placement.node}, which refuses")
         taken.append(placement.bound - start)
         first += not placement.failed
+    say(f"{title}: {first} of {len(vms)} bound at the first attempt, {len(taken)} in time: {_times(taken)}")
     share = 100.0 / len(vms)
     where = f"{len(cluster.nodes):,} nodes, one accepts, {title}"
     rows = [
@@ -114,3 +115,7 @@ async def _try(
 
 def _all(demanded: bool) -> float | None:
     return 100.0 if demanded else None
+
+
+def _times(taken: Sequence[float]) -> str:
+    return f"median {statistics.median(taken):.2f} s, longest {max(taken):.2f} s" if taken else "none"

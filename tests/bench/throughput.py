@@ -24,7 +24,6 @@ FLOOR = 95.0
 """Per cent of the pods a second that kube-scheduler binds without us."""
 BINDING_SECONDS = 300.0
 MADE_SECONDS = 60.0
-LABEL = "migcompat-bench"
 SCHEDULER = "kube-scheduler"
 OURS = "migcompat-extender"
 SETTLE_SECONDS = 1.0
@@ -121,7 +120,7 @@ class Runs:
             wrong = [n for n in targets if cluster.placements[n].node not in self._accepting]
             if wrong:
                 raise BenchError(f"{way.title}: {len(wrong)} target pods bound to nodes that refuse")
-        await cluster.delete_pods(LABEL)
+        await cluster.delete_pods()
         return (len(moments) - 1) / (moments[-1] - moments[0])
 
     async def _make(self, way: Way) -> tuple[list[str], list[str]]:
@@ -148,8 +147,7 @@ class Runs:
 
     async def _create(self, name: str, pod: Object) -> Object:
         meta = {key: value for key, value in pod["metadata"].items() if key != "generateName"}
-        labels = {**meta.get("labels", {}), LABEL: "run"}
-        return await self._cluster.create_pod({**pod, "metadata": {**meta, "name": name, "labels": labels}})
+        return await self._cluster.create_pod({**pod, "metadata": {**meta, "name": name}})
 
     def rows(self) -> list[Row]:
         """Medians of all rounds; ratios are medians of each round's own."""
