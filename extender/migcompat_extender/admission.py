@@ -7,13 +7,13 @@ counted in the metrics.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 from migcompat.api import names
 from migcompat.api.cluster import Pod
 from migcompat.fleet import stamp
-from migcompat.fleet.fleet import Fleet
+from migcompat.fleet.fleet import Fleet, Preference
 from migcompat.fleet.intent import intent
 from migcompat.fleet.migrant import Migrant, Mode
 from migcompat.fleet.survey import Survey
@@ -95,11 +95,12 @@ class Admission:
         outcome = "stamped"
         if migrant.mode is not Mode.IGNORE:
             operations += assign(request.object, self._settings.scheduler_name)
-            survey = self._tables.of(migrant).survey
+            table = self._tables.of(migrant)
+            survey = table.survey
             affinity = NodeAffinity(request.object)
             if migrant.mode is Mode.PREFER:
                 operations += affinity.prefer(
-                    _by_rank(survey), self._settings.max_names, self._settings.max_affinity_bytes
+                    _groups(table.preferences), self._settings.max_names, self._settings.max_affinity_bytes
                 )
                 outcome = "preferred"
             elif not survey.free:
@@ -109,7 +110,7 @@ class Admission:
                 )
                 return denied, "denied"
             else:
-                free = [node for node in survey.accepting if survey.fits[node].free]
+                free = [node for node in table.preferences if survey.fits[node].free]
                 avoided = self._refusals.nodes(migrant.uid)
                 chosen = [node for node in free if node not in avoided] or free
                 operations += affinity.require(
@@ -184,8 +185,6 @@ def _unstamp(pod: Pod) -> list[Operation]:
     return []
 
 
-def _by_rank(survey: Survey) -> list[list[str]]:
-    def key(node: str) -> object:
-        return survey.fits[node].free, survey.fits[node].rank
-
-    return [list(group) for _, group in itertools.groupby(survey.accepting, key)]
+def _groups(preferences: Mapping[str, Preference]) -> list[list[str]]:
+    """Equally preferred nodes together, in the order given."""
+    return [list(group) for _, group in itertools.groupby(preferences, preferences.__getitem__)]

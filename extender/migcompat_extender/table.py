@@ -6,7 +6,7 @@ import functools
 
 import msgspec
 from migcompat.fleet.fit import Fit
-from migcompat.fleet.fleet import Fleet
+from migcompat.fleet.fleet import Fleet, Preference
 from migcompat.fleet.migrant import Migrant
 from migcompat.fleet.survey import Survey
 
@@ -37,6 +37,11 @@ class Table(dict[str, str]):
     def survey(self) -> Survey:
         """The answer over all nodes, for admission."""
         return self._fleet.survey(self.migrant)
+
+    @functools.cached_property
+    def preferences(self) -> dict[str, Preference]:
+        """The accepting nodes, the most preferred first: as ``/prioritize`` ranks them."""
+        return self._fleet.preferences(self.migrant, self.survey.fits)
 
 
 class Tables:

@@ -53,6 +53,19 @@ def test_a_target_is_steered_to_accepting_nodes_nearest_version_first() -> None:
     assert migrant.devices[0].declaration.self.attributes["software_version"] == "1.1.0"
 
 
+def test_of_equal_versions_common_devices_are_named_before_rare_ones_and_many_before_few() -> None:
+    refusing = {f"old-{i}": "1.0.0" for i in range(4)}
+    fleet = world({"n2": "1.1.0", "n3": "1.1.0", "n4": "1.1.0", **refusing})
+    held = {"other": ("tenant-b", "virt-launcher-other")}
+    fleet.put_node(node("n9"))
+    fleet.put_vfionode(vfionode("n9", {"other": declared("2.0.0")}, allocated=held))
+    both = [declared("1.1.0").self.attributes, declared("2.0.0").self.attributes]
+    fleet.put_vfionode(vfionode("n2", {"n2-0": declared("1.1.0", accepts=both)}))
+    fleet.put_vfionode(vfionode("n4", {"n4-0": declared("1.1.0"), "n4-1": declared("1.1.0")}))
+    after = patched(target(), admitted(fleet, review(target())))
+    assert required_terms(after) == [{"matchFields": [by_name("In", n)]} for n in ("n4", "n3", "n2")]
+
+
 def test_targets_that_ask_for_another_plugins_resource_are_steered_and_denied_too() -> None:
     foreign = "nvidia.com/GRID_T4-1Q"
     fleet = Fleet()

@@ -31,6 +31,7 @@ def target(status: VFIONodeStatus, device: Device, selected: Selected) -> Target
         resource=device.resource,
         declaration=supplied,
         free=device.health == Health.HEALTHY and device.allocated_to is None,
+        held=device.allocated_to is not None,
         key=content_key(supplied),
         policy=selected.policy,
         policy_key=selected.key,

@@ -45,13 +45,14 @@ _STAGES = {
 class Target(msgspec.Struct, frozen=True):
     """A device that could take over state: its declaration, supplied parts included, and its policy.
 
-    ``key`` and ``policy_key`` are content digests (empty ``key``: computed when needed).
+    ``key`` and ``policy_key`` are content digests (empty ``key``: computed when needed). ``held``: by a pod.
     """
 
     id: str
     resource: str
     declaration: Declaration
     free: bool = True
+    held: bool = False
     key: str = ""
     policy: Policy = DEFAULT_POLICY
     policy_key: str = ""

@@ -6,7 +6,7 @@ boot say nothing (contract, Device plugin).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -20,6 +20,7 @@ from migcompat.fleet.intent import intent
 from migcompat.fleet.judge import Judge
 from migcompat.fleet.migrant import Migrant, MigrantDevice
 from migcompat.fleet.policies import PolicySet, Selected, facts_of
+from migcompat.fleet.stock import Stock
 from migcompat.fleet.survey import Survey, summarise
 
 NO_DEVICES = "NoDevices"
@@ -31,6 +32,9 @@ FOLDED_LIMIT = 512
 """Devices of one entry that are looked at: a node runs fewer pods, so more can never be asked for at once."""
 
 PodKey = tuple[str, str]
+
+Preference = tuple[bool, bool, tuple[int, ...], int, int]
+"""Smaller is better: not free; version not known; its distance; how common, how many devices, negated."""
 
 
 class Fleet:
@@ -57,6 +61,8 @@ class Fleet:
         self._offering: dict[str, set[str]] = {}
         self._targets: dict[str, list[Target]] = {}
         self._judge = Judge()
+        self._stock = Stock(self._judge)
+        self._uncounted: set[str] = set()
 
     # -- objects in ---------------------------------------------------------------------------------------
 
@@ -303,6 +309,26 @@ class Fleet:
             fits[name] = found
         return summarise(fits)
 
+    def preference(self, migrant: Migrant, node: str, fit: Fit) -> Preference:
+        """How gladly the VM goes to *node*, which it fits as *fit* says (docs/concepts.md, Which node first).
+
+        The nearest version first (semantics §3, rule V); then where devices are taken that others can best
+        do without; then where most are free. Counts only what changed since the last call, not the fleet.
+        """
+        for name in self._uncounted:
+            counts = self.node_problem(name) is None
+            targets = self._targets_of(name) if counts else []
+            self._stock.put(name, targets, takes_pods=counts and self._nodes[name].takes_pods)
+        self._uncounted.clear()
+        common = self._stock.common(node, (assigned.id for assigned in fit.assignment))
+        spare = self._stock.spare(node, migrant.asks) - self._reserved(migrant, node)
+        return not fit.free, fit.rank is None, fit.rank or (), -common, -spare
+
+    def preferences(self, migrant: Migrant, fits: Mapping[str, Fit]) -> dict[str, Preference]:
+        """The accepting nodes of *fits*, the most preferred first, for equal ones by name."""
+        found = {name: self.preference(migrant, name, fit) for name, fit in fits.items() if fit.compatible}
+        return dict(sorted(found.items(), key=lambda item: (item[1], item[0])))
+
     # -- inside -------------------------------------------------------------------------------------------
 
     def _source_devices(
@@ -374,6 +400,7 @@ class Fleet:
     def _rebuild_policies(self) -> bool:
         self.policies = PolicySet(self._policy_objects.values())
         self._targets.clear()
+        self._uncounted.update(self._vfionodes)
         return self._changed()
 
     def _offer(self, node: str, resources: Iterable[str]) -> None:
@@ -411,6 +438,7 @@ class Fleet:
     def _changed(self, node: str = "") -> bool:
         if node:
             self._targets.pop(node, None)
+            self._uncounted.add(node)
         self.generation += 1
         return True
 
