@@ -9,9 +9,9 @@ from migcompat.api.vfionode import VFIONode, declaration
 from migcompat.fleet.fit import Fit
 from migcompat.fleet.fleet import Fleet
 from migcompat.fleet.migrant import Migrant
+from migcompat.fleet.rejection import rejection
 
 from migcompat_extender.filter import NOT_READY
-from migcompat_extender.table import refusal
 
 
 class NotExplainable(Exception):
@@ -123,7 +123,7 @@ def _view(node: str, fit: Fit, migrant: Migrant, item: VFIONode | None = None) -
         free=fit.free,
         reason=fit.reason,
         message=fit.message,
-        rejection=refusal(fit),
+        rejection=rejection(fit),
         rank=fit.rank,
         assignment={sources[a.source]: a.id for a in fit.assignment},
         obligations={key: value for a in fit.assignment for key, value in a.obligations.items()},

@@ -8,6 +8,7 @@ import msgspec
 from migcompat.api.cluster import Pod
 from migcompat.fleet.fleet import Fleet
 from migcompat.fleet.migrant import Mode
+from migcompat.fleet.rejection import avoided_now
 
 from migcompat_extender.refusals import Refusals
 from migcompat_extender.settings import Settings
@@ -16,7 +17,6 @@ from migcompat_extender.targets import must_wait
 from migcompat_extender.wire import FilterResult, NodeList, WireError, read_args
 
 NOT_READY = "CachesNotReady"
-GUARD_REFUSED = "GuardRefused: the guard there has just refused the VM, and other nodes would take it"
 
 
 class Filter:
@@ -68,10 +68,7 @@ class Filter:
             return {}
         table = self._tables.of(migrant)
         failed = {name: text for name in names if (text := table[name])}
-        avoided = self._refusals.nodes(migrant.uid)
-        if avoided and any(name not in failed and name not in avoided for name in names):
-            failed |= {name: GUARD_REFUSED for name in names if name in avoided and name not in failed}
-        return failed
+        return failed | avoided_now(names, failed, self._refusals.nodes(migrant.uid))
 
 
 def error_answer(error: WireError | str) -> bytes:

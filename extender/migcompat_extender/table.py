@@ -5,24 +5,16 @@ from __future__ import annotations
 import functools
 
 import msgspec
-from migcompat.fleet.fit import Fit
 from migcompat.fleet.fleet import Fleet, Preference
 from migcompat.fleet.migrant import Migrant
+from migcompat.fleet.rejection import rejection
 from migcompat.fleet.survey import Survey
 
 _LIMIT = 256
 
 
-def refusal(fit: Fit) -> str:
-    """Why a target pod must not go to a node with this *fit*; empty when it may.
-
-    Free of node and device names: kube-scheduler counts equal texts (facts, kube-scheduler).
-    """
-    return "" if fit.compatible and fit.free else f"{fit.reason}: {fit.message}"
-
-
 class Table(dict[str, str]):
-    """Node name to :func:`refusal`, filled as nodes are asked about."""
+    """Node name to :func:`.rejection`, filled as nodes are asked about."""
 
     def __init__(self, fleet: Fleet, migrant: Migrant) -> None:
         super().__init__()
@@ -30,7 +22,7 @@ class Table(dict[str, str]):
         self.migrant = migrant
 
     def __missing__(self, node: str) -> str:
-        text = self[node] = refusal(self._fleet.fit(self.migrant, node))
+        text = self[node] = rejection(self._fleet.fit(self.migrant, node))
         return text
 
     @functools.cached_property

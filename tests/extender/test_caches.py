@@ -14,7 +14,7 @@ from migcompat.api.compatibilitypolicy import CompatibilityPolicy
 from migcompat.api.meta import ObjectMeta
 from migcompat.fleet.fleet import Fleet
 from migcompat_extender.caches import Caches
-from migcompat_extender.refusals import Refusals
+from migcompat_extender.refusals import GUARD_REFUSED, Refusals
 
 from tests.extender.world import args, built, filtered
 from tests.kube.fake_api import api, listing
@@ -104,7 +104,7 @@ async def test_pods_tell_what_guards_have_refused() -> None:
     server.items["pods"].append(refused("vm-a", "n2"))
     async with api(server.answer) as client:
         running = asyncio.create_task(Caches(client, fleet, refusals).run())
-        await until(lambda: refusals.nodes("uid-vm-a") == {"n2"})
+        await until(lambda: refusals.nodes("uid-vm-a") == {"n2": GUARD_REFUSED})
         running.cancel()
         with suppress(asyncio.CancelledError):
             await running

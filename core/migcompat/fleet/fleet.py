@@ -6,6 +6,7 @@ boot say nothing (contract, Device plugin).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
@@ -377,19 +378,23 @@ class Fleet:
         return targets
 
     def _reserved(self, migrant: Migrant, node: str) -> int:
-        """Devices of the asked pools promised to launcher pods on the node that hold none yet."""
-        item = self._vfionodes[node]
-        holders = {
-            (device.allocated_to.namespace, device.allocated_to.name)
-            for device in item.status.devices
+        """Devices of the asked pools promised to other VMs' launcher pods on the node that lack them yet."""
+        pods = self._pods_on.get(node)
+        if not pods:
+            return 0
+        held = Counter(
+            (device.allocated_to.namespace, device.allocated_to.name, device.resource)
+            for device in self._vfionodes[node].status.devices
             if device.allocated_to is not None
-        }
+        )
         promised = 0
-        for key in self._pods_on.get(node, ()):
+        for key in pods:
             pod = self._pods[key]
-            if key in holders or pod.is_over or _owner(pod) == migrant.uid:
+            if pod.is_over or _owner(pod) == migrant.uid:
                 continue
-            promised += sum(count for resource, count in pod.asks().items() if resource in migrant.asks)
+            for resource, count in pod.asks().items():
+                if resource in migrant.asks:
+                    promised += max(0, count - held[*key, resource])
         return promised
 
     def labels(self, node: str) -> dict[str, str]:
