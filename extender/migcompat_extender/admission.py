@@ -91,7 +91,7 @@ class Admission:
         if migrant is None:
             return allowed, "not_ours"
         operations = _stamp(pod, migrant)
-        allowed.audit_annotations = self._audit(pod, migrant.name, migrant.uid)
+        self._note(allowed, pod, migrant.name, migrant.uid)
         outcome = "stamped"
         if migrant.mode is not Mode.IGNORE:
             operations += assign(request.object, self._settings.scheduler_name)
@@ -104,11 +104,9 @@ class Admission:
                 )
                 outcome = "preferred"
             elif not survey.free:
-                status = Status(403, denial(migrant, survey), "Forbidden")
-                denied = AdmissionResponse(
-                    request.uid, False, status, audit_annotations=allowed.audit_annotations
-                )
-                return denied, "denied"
+                allowed.allowed = False
+                allowed.status = Status(403, denial(migrant, survey), "Forbidden")
+                return allowed, "denied"
             else:
                 free = [node for node in table.preferences if survey.fits[node].free]
                 avoided = self._refusals.nodes(migrant.uid)
@@ -141,25 +139,34 @@ class Admission:
         allowed = AdmissionResponse(request.uid, True)
         if not must_wait(pod, allow_loosening=self._settings.allow_loosening):
             if may_be_ours(pod):
-                allowed.audit_annotations = self._audit(pod)
+                self._note(allowed, pod)
             return _patched(allowed, _unstamp(pod)), "not_ours"
         text = f"migcompat: {NOT_READY}: {problem}"
         if self._settings.fail_closed:
             return AdmissionResponse(
                 request.uid, False, Status(503, text, "ServiceUnavailable")
             ), "failed_closed"
-        allowed.warnings = [f"{text}; the pod is not steered"]
+        self._note(allowed, pod)
+        allowed.warnings.append(f"{text}; the pod is not steered")
         return _patched(allowed, _unstamp(pod)), "failed_open"
 
-    def _audit(self, pod: Pod, vmi_name: str = "", vmi_uid: str = "") -> dict[str, str]:
-        """Audit annotations: what makes the VM laxer and was honoured (contract, *Labels and annotations*).
+    def _note(self, response: AdmissionResponse, pod: Pod, vmi_name: str = "", vmi_uid: str = "") -> None:
+        """Say what the VM's annotations came to (contract, *Labels and annotations*).
 
-        The pod's annotations, which KubeVirt copied from the VMI, count where the VMI is not known.
+        What makes the VM laxer and is honoured goes to the audit log; what is not understood or not honoured
+        is a warning to whoever made the pod. The pod's annotations, which KubeVirt copied from the VMI, count
+        where the VMI is not known.
         """
         vmi = self._fleet.vmi(pod.metadata.namespace, vmi_name)
         found = vmi.metadata if vmi is not None and vmi.metadata.uid == vmi_uid else pod.metadata
-        loosened = intent(found.annotations, allow_loosening=self._settings.allow_loosening).loosened
-        return {LOOSENED: ", ".join(loosened)} if loosened else {}
+        wish = intent(found.annotations, allow_loosening=self._settings.allow_loosening)
+        if wish.loosened:
+            response.audit_annotations = {LOOSENED: ", ".join(wish.loosened)}
+        response.warnings += [f"migcompat: {warning}; the strict reading counts" for warning in wish.warnings]
+        response.warnings += [
+            f"migcompat: {denied} is not honoured: only the cluster's administrator can allow it"
+            for denied in wish.denied
+        ]
 
 
 def _patched(response: AdmissionResponse, operations: list[Operation]) -> AdmissionResponse:
