@@ -54,7 +54,7 @@ class _Endpoints:
         self._filter = Filter(fleet, tables, problem, settings, refusals)
         self._prioritize = Prioritize(fleet, problem)
         self._admission = Admission(fleet, tables, problem, settings, refusals)
-        self._explain = Explain(fleet, problem)
+        self._explain = Explain(fleet, problem, refusals)
         self._passed = metrics.nodes.labels("passed")
         self._rejected = metrics.nodes.labels("rejected")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import subprocess
 import sys
 import time
 import urllib.request
@@ -266,6 +267,35 @@ def _admitted(site: Site) -> bool:
         return bool(site.create_target("--dry-run=server"))
     except ClusterError:
         return False
+
+
+@pytest.mark.cluster
+def test_explain_as_kubectl_s_plugin(site: Site, binaries: build.Binaries) -> None:
+    for name, version in (("n2", "1.1.0"), ("n3", "1.0.0")):
+        site.publish(name, version)
+
+    def explain(*arguments: str) -> tuple[int, str, str]:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        ended = subprocess.run(
+            [binaries.kubectl, "migcompat", "explain", *arguments],
+            env={**os.environ, "PATH": path, "KUBECONFIG": str(site.plane.kubeconfig)},
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+        return ended.returncode, ended.stdout, ended.stderr
+
+    code, out, _ = explain("tenant-a/vm-a", "-o", "json")
+    assert code == 0
+    found = {view["node"]: view["reason"] for view in json.loads(out)["nodes"]}
+    assert found == {"n2": "Compatible", "n3": "VersionMinorOlder", "n4": "VersionMinorOlder"}
+    code, out, _ = explain("-n", "tenant-a", "vm-a", "n3")
+    assert code == 1
+    assert "§3 stage 5, rule V" in out
+    code, _, err = explain("tenant-a/vm-x")
+    assert code == 2
+    assert "there is no VirtualMachineInstance tenant-a/vm-x" in err
 
 
 @pytest.mark.cluster

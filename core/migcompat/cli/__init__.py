@@ -7,7 +7,7 @@ import typer
 
 def application() -> typer.Typer:
     """The commands; their modules are imported here, so that importing the package stays cheap."""
-    from migcompat.cli import check, clean_up, scan  # noqa: PLC0415
+    from migcompat.cli import check, clean_up, explain, scan  # noqa: PLC0415
 
     app = typer.Typer(
         help="When may a VFIO device's state migrate to another device?",
@@ -19,6 +19,7 @@ def application() -> typer.Typer:
     app.callback()(_together)
     check.command(app)
     scan.command(app)
+    explain.command(app)
     clean_up.command(app)
     return app
 

@@ -11,6 +11,7 @@ Pure: no I/O, no Kubernetes, no clock. One module a chapter of the semantics (do
 :mod:`.templates`         §3  rule T
 :mod:`.dynamic`           §3  which attributes may ever be written to a target
 :mod:`.verdict`           §4  the verdict over all entries
+:mod:`.trace`             §3  how a verdict was found, attribute by attribute
 :mod:`.reasons`           §4  the reasons of verdicts
 :mod:`.policy`            §5  policies: keys, selection, supplied attributes
 :mod:`.assignment`        §6  several devices, one node

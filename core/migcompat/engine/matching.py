@@ -203,7 +203,7 @@ class Matcher:
             if pattern is None:
                 failed = self._unconstrained(name, value or "", obligations)
             elif value is None:
-                failed = _missing_on_source(bindings, name, pattern)
+                failed = self._missing_on_source(bindings, name, pattern)
             else:
                 failed = self._compare(bindings, name, pattern, value)
             if failed is not None:
@@ -222,6 +222,13 @@ class Matcher:
         if value in self._rules.off.get(name, ()):
             return None
         return Outcome(STAGE_OTHERS, Reason.ATTRIBUTE_MISSING_ON_TARGET, _both(name, value, None))
+
+    def _missing_on_source(self, bindings: Bindings, name: str, pattern: Pattern) -> Outcome | None:
+        """An attribute of the entry that the source lacks: fine where the pattern's whole is empty."""
+        if bindings.narrow_literal(pattern, ""):
+            return None
+        message = _both(name, None, bindings.sample(pattern))
+        return Outcome(STAGE_OTHERS, Reason.ATTRIBUTE_MISSING_ON_SOURCE, message)
 
     def _compare(self, bindings: Bindings, name: str, pattern: Pattern, value: str) -> Outcome | None:
         if name in self._rules.sets:
@@ -250,15 +257,6 @@ class Matcher:
 def _own_needed(name: str, stage: int) -> Outcome:
     return Outcome(
         stage, Reason.MALFORMED_SELF, f"{name}: the target's own value is needed, and its self is not usable"
-    )
-
-
-def _missing_on_source(bindings: Bindings, name: str, pattern: Pattern) -> Outcome | None:
-    """An attribute of the entry that the source lacks: fine where the pattern's whole is empty."""
-    if bindings.narrow_literal(pattern, ""):
-        return None
-    return Outcome(
-        STAGE_OTHERS, Reason.ATTRIBUTE_MISSING_ON_SOURCE, _both(name, None, bindings.sample(pattern))
     )
 
 

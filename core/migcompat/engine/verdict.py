@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Protocol
+
 import msgspec
 
 from migcompat.engine.attributes import SOFTWARE_VERSION, missing_must
-from migcompat.engine.declaration import Acceptance, Declaration, Presence, SelfSet
+from migcompat.engine.declaration import Acceptance, Declaration, Kind, Presence, SelfSet
 from migcompat.engine.matching import (
     STAGE_ALL,
     Matcher,
@@ -20,7 +23,7 @@ from migcompat.engine.reasons import Reason
 from migcompat.engine.templates import MAX_DEVICE_BINDINGS, Templates
 from migcompat.engine.versions import rank
 
-__all__ = ["Reason", "Verdict", "decide", "entry_problems"]
+__all__ = ["Reason", "Recorder", "Verdict", "decide", "entry_problems"]
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -42,16 +45,41 @@ class Verdict(msgspec.Struct, frozen=True):
     rank: tuple[int, ...] | None = None
 
 
-def decide(source: Declaration, target: Declaration, policy: Policy = DEFAULT_POLICY) -> Verdict:
+class Recorder(Protocol):
+    """Looks on while a verdict is found (:mod:`.trace`)."""
+
+    def skipped(self, problems: Mapping[int, str]) -> None:
+        """Entries that are not usable, by index, and why."""
+
+    def matcher(
+        self,
+        index: int,
+        source: Mapping[str, str],
+        target: SelfSet | None,
+        kind: Kind,
+        ruled: Rules,
+    ) -> Matcher:
+        """What to match the entry *index* with."""
+
+    def back(self) -> Recorder:
+        """Who looks on at the way back."""
+
+
+def decide(
+    source: Declaration,
+    target: Declaration,
+    policy: Policy = DEFAULT_POLICY,
+    recorder: Recorder | None = None,
+) -> Verdict:
     """May the state of *source* migrate to *target* (semantics §3, §4)?
 
     Both are taken as they are: call :func:`migcompat.engine.policy.supply` before where a policy supplies
     anything. With ``requireReturnPath`` the way back is decided here too, under the same policy.
     """
-    verdict = _one_way(source, target, policy)
+    verdict = _one_way(source, target, policy, recorder)
     if not (verdict.compatible and policy.require_return_path):
         return verdict
-    back = _one_way(target, source, policy)
+    back = _one_way(target, source, policy, recorder.back() if recorder is not None else None)
     if back.compatible:
         return verdict
     return msgspec.structs.replace(
@@ -86,7 +114,7 @@ def _usable(accepts: Acceptance, policy: Policy) -> tuple[dict[int, Templates], 
     return usable, problems
 
 
-def _one_way(source: Declaration, target: Declaration, policy: Policy) -> Verdict:
+def _one_way(source: Declaration, target: Declaration, policy: Policy, recorder: Recorder | None) -> Verdict:
     own = _checked(target)
     ours = _checked(source)
     absent = _absence(ours, own, target.accepts)
@@ -98,16 +126,26 @@ def _one_way(source: Declaration, target: Declaration, policy: Policy) -> Verdic
     if ours.presence is Presence.MALFORMED:
         return Verdict(False, Reason.MALFORMED_SELF, f"the source's self is malformed: {ours.problem}")
     ruled = rules(policy, (*source.accepts.sets, *target.accepts.sets), target.accepts.dynamic)
-    verdict = msgspec.structs.replace(_best(ours, own, target, policy, ruled), rank=ranked)
+    verdict = msgspec.structs.replace(_best(ours, own, target, policy, ruled, recorder=recorder), rank=ranked)
     unread = _unread(own, target.accepts)
     if unread and not verdict.compatible:
         return _unknown(Reason.UNKNOWN, unread, policy, ranked)
     return verdict
 
 
-def _best(ours: SelfSet, own: SelfSet, target: Declaration, policy: Policy, ruled: Rules) -> Verdict:
+def _best(
+    ours: SelfSet,
+    own: SelfSet,
+    target: Declaration,
+    policy: Policy,
+    ruled: Rules,
+    *,
+    recorder: Recorder | None,
+) -> Verdict:
     """The first entry that matches, or the first of those that got furthest."""
     usable, problems = _usable(target.accepts, policy)
+    if recorder is not None:
+        recorder.skipped(problems)
     if not usable:
         why = next(iter(problems.values()), target.accepts.problem) or "it accepts nothing"
         message = f"target has no usable compatible entry: {why}"
@@ -117,7 +155,11 @@ def _best(ours: SelfSet, own: SelfSet, target: Declaration, policy: Policy, rule
     untold: tuple[int, str] | None = None
     for index, entry in usable.items():
         unknown = target.accepts.entries[index].unknown
-        matcher = Matcher(ours.attributes, itself, target.kind, ruled.without(unknown))
+        known = ruled.without(unknown)
+        if recorder is None:
+            matcher = Matcher(ours.attributes, itself, target.kind, known)
+        else:
+            matcher = recorder.matcher(index, ours.attributes, itself, target.kind, known)
         outcome = matcher.match(entry)
         if unknown and (outcome.stage == STAGE_ALL or outcome.reason is Reason.MALFORMED_SELF):
             # All that is known of it matches.

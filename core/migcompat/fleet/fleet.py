@@ -17,7 +17,7 @@ from migcompat.api.compatibilitypolicy import CompatibilityPolicy
 from migcompat.api.vfionode import Device, VFIONode
 from migcompat.fleet.devices import migrant_device, target
 from migcompat.fleet.fit import Fit, Target, fit
-from migcompat.fleet.intent import intent
+from migcompat.fleet.intent import Intent, intent
 from migcompat.fleet.judge import Judge
 from migcompat.fleet.migrant import Migrant, MigrantDevice
 from migcompat.fleet.policies import PolicySet, Selected, facts_of
@@ -33,6 +33,16 @@ FOLDED_LIMIT = 512
 """Devices of one entry that are looked at: a node runs fewer pods, so more can never be asked for at once."""
 
 PodKey = tuple[str, str]
+"""Namespace and name."""
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """A device that a node publishes, as a target, and the policy that governs it."""
+
+    device: Device
+    target: Target
+    selected: Selected
+
 
 Preference = tuple[bool, bool, tuple[int, ...], int, int]
 """Smaller is better: not free; version not known; its distance; how common, how many devices, negated."""
@@ -196,10 +206,14 @@ class Fleet:
             return STALE_VFIONODE, "what is published of the node's devices is from before its last boot"
         return None
 
+    def intent(self, vmi: VirtualMachineInstance) -> Intent:
+        """What the VM's annotations come to."""
+        return intent(vmi.metadata.annotations, allow_loosening=self._allow_loosening)
+
     def migrant(self, vmi: VirtualMachineInstance) -> Migrant:
         """The VM as something to be moved, with what its devices say now."""
         meta = vmi.metadata
-        wish = intent(meta.annotations, allow_loosening=self._allow_loosening)
+        wish = self.intent(vmi)
         asks: dict[str, int] = {}
         for resource in filter(self.is_ours, vmi.device_names()):
             asks[resource] = asks.get(resource, 0) + 1
@@ -295,20 +309,56 @@ class Fleet:
         return set.intersection(*found) if found else set()
 
     def survey(self, migrant: Migrant) -> Survey:
-        """Where the VM could go, where not, and why.
+        """Where the VM could go, where not, and why."""
+        return summarise({name: self.standing(migrant, name) for name in self.candidates(migrant)})
 
-        A cordoned or not ready node is not free, whatever its devices: a target steered there would wait in
-        vain and hold one of KubeVirt's few slots. :meth:`fit` leaves that to kube-scheduler.
+    def standing(self, migrant: Migrant, node: str) -> Fit:
+        """:meth:`fit`, but a cordoned or not ready node is not free, whatever its devices.
+
+        A target steered there would wait in vain and hold one of KubeVirt's few slots. :meth:`fit` leaves
+        that to kube-scheduler.
         """
-        fits = {}
-        for name in self.candidates(migrant):
-            found = self.fit(migrant, name)
-            if found.free and not self._nodes[name].takes_pods:
-                found = msgspec.structs.replace(
-                    found, free=False, reason=UNSCHEDULABLE, message="nodes that accept take no pods now"
-                )
-            fits[name] = found
-        return summarise(fits)
+        found = self.fit(migrant, node)
+        if found.free and not self._nodes[node].takes_pods:
+            return msgspec.structs.replace(
+                found, free=False, reason=UNSCHEDULABLE, message="nodes that accept take no pods now"
+            )
+        return found
+
+    def offered(self, node: str) -> list[Offer]:
+        """The devices of *node* that count, none where its VFIONode does not."""
+        if self.node_problem(node) is not None:
+            return []
+        item = self._vfionodes[node]
+        found = []
+        for device in item.status.devices:
+            selected = self._selected(item, device)
+            one = target(item.status, device, selected)
+            if one is not None:
+                found.append(Offer(device, one, selected))
+        return found
+
+    def promised(self, migrant: Migrant, node: str) -> dict[PodKey, int]:
+        """Other VMs' launcher pods on *node* that lack devices of the asked pools yet, and how many."""
+        pods = self._pods_on.get(node)
+        item = self._vfionodes.get(node)
+        if not pods or item is None:
+            return {}
+        held = Counter(
+            (device.allocated_to.namespace, device.allocated_to.name, device.resource)
+            for device in item.status.devices
+            if device.allocated_to is not None
+        )
+        found: dict[PodKey, int] = {}
+        for key in pods:
+            pod = self._pods[key]
+            if pod.is_over or _owner(pod) == migrant.uid:
+                continue
+            for resource, count in pod.asks().items():
+                lacking = count - held[*key, resource]
+                if resource in migrant.asks and lacking > 0:
+                    found[key] = found.get(key, 0) + lacking
+        return found
 
     def preference(self, migrant: Migrant, node: str, fit: Fit) -> Preference:
         """How gladly the VM goes to *node*, which it fits as *fit* says (docs/concepts.md, Which node first).
@@ -378,24 +428,7 @@ class Fleet:
         return targets
 
     def _reserved(self, migrant: Migrant, node: str) -> int:
-        """Devices of the asked pools promised to other VMs' launcher pods on the node that lack them yet."""
-        pods = self._pods_on.get(node)
-        if not pods:
-            return 0
-        held = Counter(
-            (device.allocated_to.namespace, device.allocated_to.name, device.resource)
-            for device in self._vfionodes[node].status.devices
-            if device.allocated_to is not None
-        )
-        promised = 0
-        for key in pods:
-            pod = self._pods[key]
-            if pod.is_over or _owner(pod) == migrant.uid:
-                continue
-            for resource, count in pod.asks().items():
-                if resource in migrant.asks:
-                    promised += max(0, count - held[*key, resource])
-        return promised
+        return sum(self.promised(migrant, node).values())
 
     def labels(self, node: str) -> dict[str, str]:
         """The labels of a node, by which policies select it."""

@@ -71,15 +71,8 @@ def in_cluster_server(environ: Mapping[str, str] = os.environ) -> str:
 
 def from_kubeconfig(path: Path) -> Connection:
     """The current context of the kubeconfig file *path* (certificates or token, inline or in files)."""
-    import yaml  # noqa: PLC0415 - in a pod there is no kubeconfig, and no need for its memory
-
-    try:
-        parsed = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
-    except (OSError, yaml.YAMLError) as problem:
-        raise ConfigError(f"cannot read kubeconfig {path}: {problem}") from problem
-    if not isinstance(parsed, dict):
-        raise ConfigError(f"kubeconfig {path} is not a mapping")
-    context = _named(parsed, "contexts", "context", str(parsed.get("current-context") or ""), path)
+    parsed = _parsed(path)
+    context = _context(parsed, path)
     cluster = _named(parsed, "clusters", "cluster", str(context.get("cluster") or ""), path)
     user = _named(parsed, "users", "user", str(context["user"]), path) if context.get("user") else {}
     server = str(cluster.get("server") or "")
@@ -98,6 +91,27 @@ def from_kubeconfig(path: Path) -> Connection:
         token="" if token_file else str(user.get("token") or ""),
         token_file=path.parent / token_file if token_file else None,
     )
+
+
+def context_namespace(path: Path) -> str:
+    """The namespace of the current context of the kubeconfig file *path*; empty: none. Raises ConfigError."""
+    return str(_context(_parsed(path), path).get("namespace") or "")
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    import yaml  # noqa: PLC0415 - in a pod there is no kubeconfig, and no need for its memory
+
+    try:
+        parsed = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+    except (OSError, yaml.YAMLError) as problem:
+        raise ConfigError(f"cannot read kubeconfig {path}: {problem}") from problem
+    if not isinstance(parsed, dict):
+        raise ConfigError(f"kubeconfig {path} is not a mapping")
+    return parsed
+
+
+def _context(parsed: dict[str, Any], path: Path) -> dict[str, Any]:
+    return _named(parsed, "contexts", "context", str(parsed.get("current-context") or ""), path)
 
 
 def _named(parsed: dict[str, Any], plural: str, singular: str, name: str, path: Path) -> dict[str, Any]:
