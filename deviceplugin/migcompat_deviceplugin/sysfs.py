@@ -271,7 +271,7 @@ class Sysfs:
             raise OSError("; ".join(f"{problem.path} {problem.message}" for problem in unlisted))
         found = result.devices
         if self._nvml is not None:
-            found = self._nvml.completed(self.root, found)
+            found = self._nvml.completed(self.root, found, whole=only is None)
         devices = (*map(self.dev.checked, found), *self._kept(result))
         result = msgspec.structs.replace(result, devices=devices)
         appearances = {device.id: appearance(self.root, device.path) for device in devices}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import pytest
 from migcompat.nvml import calls, gpus
+from migcompat.nvml.gpus import Nvml
+from migcompat_deviceplugin.devnodes import DevDir
+from migcompat_deviceplugin.sysfs import Sysfs
 
 from tests.deviceplugin.world import World, eventually, world
 from tests.nvml.conftest import GPU, IDS, VF
@@ -84,3 +88,16 @@ async def test_an_agent_that_may_not_ask_does_not(node: World, stub: Stub) -> No
         await node.registered(TYPE)
         await eventually(lambda: agent.state.problem() is None)
         assert not {"ecc_mode", "vgpu_versions", "vgpu_manager_version"} & shown(node)[VF].keys()
+
+
+async def test_a_device_that_is_reread_keeps_what_nvml_said(asking: World, stub: Stub) -> None:
+    """Though NVML would not answer now: the guard judges by what it reads again."""
+    asked = Nvml(str(stub.library))
+    sysfs = Sysfs(asking.sysfs, dev=DevDir(asking.dev), nvml=asked)
+    whole = await sysfs.scan()
+    assert whole[VF].found.declaration.shown["ecc_mode"] == "enabled"
+    stub.hangs("nvmlInitWithFlags")
+    for ids in (["0000:01:00.1"], [VF], [VF, "0000:01:00.1"]):
+        assert await sysfs.reread(ids) == {id_: whole[id_] for id_ in ids}
+    assert sysfs.last == whole
+    assert not [thread for thread in threading.enumerate() if thread.name == "nvml"]

@@ -396,6 +396,113 @@ def test_a_gpu_that_is_bound_anew_or_gets_another_type_is_asked_at_once(
     assert f"type_name {GPU} 99: the GPU has no vGPU type 99" in nvml.problems
 
 
+class Slow:
+    """NVML that answers only while it is let; ``asked``: how often it was."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.let = threading.Event()
+        self.let.set()
+
+    def __call__(self, questions: Sequence[Question], library: str) -> list[Answer]:
+        self.asked += 1
+        self.let.wait(LONG)
+        return calls.ask(questions, library)
+
+
+def one(nvml: Nvml, sys: Path, id_: str, patience: float = LONG) -> Mapping[str, str]:
+    """What a look at one device alone shows of it."""
+    [found] = nvml.completed(sys, scan(sys, frozenset({id_})).devices, patience, whole=False)
+    return found.declaration.shown
+
+
+def test_a_look_at_one_device_neither_asks_nor_forgets_what_is_known(stub: Stub, sys: Path) -> None:
+    slow = Slow()
+    nvml = Nvml(str(stub.library), ask=slow)
+    stub.says("ecc.2", 1)
+    whole = look(nvml, sys)
+    slow.let.clear()
+    try:
+        for id_ in (VF, UUID, ON_VF, VF):
+            assert one(nvml, sys, id_) == whole[id_].declaration.shown
+            assert one(nvml, sys, id_)["ecc_mode"] == "enabled"
+        again = look(nvml, sys)
+        assert {id_: d.declaration.shown for id_, d in again.items()} == {
+            id_: d.declaration.shown for id_, d in whole.items()
+        }
+        assert slow.asked == 1
+    finally:
+        slow.let.set()
+
+
+def test_a_new_type_in_a_look_at_one_device_is_asked_and_the_rest_stays(stub: Stub, sys: Path) -> None:
+    slow = Slow()
+    nvml = Nvml(str(stub.library), ask=slow)
+    look(nvml, sys)
+    slow.let.clear()
+    try:
+        write(sys / f"devices/pci0000:40/{VF}/nvidia", {"current_vgpu_type": "1428"})
+        shown = one(nvml, sys, VF, patience=0.01)
+        assert "type_name" not in shown
+        assert shown.keys() >= NAMES, "of the GPU itself all is known"
+        assert one(nvml, sys, ON_VF).keys() >= NAMES
+        wait_until(lambda: slow.asked == 2)
+    finally:
+        slow.let.set()
+    settle()
+    assert one(nvml, sys, VF)["type_name"] == "NVIDIA H200X-141C"
+    look(nvml, sys)
+    settle()
+    assert slow.asked == 2, "that the former type is gone is no question"
+
+
+def test_a_gpu_that_is_bound_anew_is_asked_in_a_look_at_one_device_and_the_other_gpu_stays(
+    stub: Stub, sys: Path
+) -> None:
+    slow = Slow()
+    nvml = Nvml(str(stub.library), ask=slow)
+    stub.says("ecc.2", 1)
+    look(nvml, sys)
+    stub.says("ecc.1", 0)
+    driver = sys / f"devices/pci0000:40/{GPU}/driver"
+    os.symlink(os.readlink(driver), driver.with_name("again"))
+    os.replace(driver.with_name("again"), driver)
+    slow.let.clear()
+    try:
+        assert "ecc_mode" not in one(nvml, sys, VF, patience=0.01)
+        assert one(nvml, sys, UUID)["ecc_mode"] == "enabled"
+    finally:
+        slow.let.set()
+    settle()
+    assert one(nvml, sys, VF)["ecc_mode"] == "disabled"
+    assert one(nvml, sys, UUID)["ecc_mode"] == "enabled"
+
+
+def test_a_look_at_one_device_sees_another_driver(nvml: Nvml, stub: Stub, sys: Path) -> None:
+    look(nvml, sys)
+    stub.says("driver", "590.44.01")
+    write(sys / "module/nvidia", {"version": "590.44.01"})
+    assert one(nvml, sys, VF)["vgpu_manager_version"] == "590.44.01"
+    assert one(nvml, sys, UUID)["vgpu_manager_version"] == "590.44.01"
+
+
+def test_only_a_look_at_all_devices_forgets_a_gpu(stub: Stub, sys: Path) -> None:
+    """Bound to another driver and back, it may have another mode."""
+    slow = Slow()
+    nvml = Nvml(str(stub.library), ask=slow)
+    look(nvml, sys)
+    entry = sys / "bus/mdev/devices" / UUID
+    target = os.readlink(entry)
+    entry.unlink()
+    look(nvml, sys)
+    settle()
+    assert slow.asked == 1
+    os.symlink(target, entry)
+    look(nvml, sys)
+    settle()
+    assert slow.asked == 2
+
+
 def test_asking_fails_in_an_unforeseen_way(sys: Path, stub: Stub) -> None:
     def fail(asked: Sequence[Question], library: str) -> list[Answer]:
         raise KeyError("unforeseen")

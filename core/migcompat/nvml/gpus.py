@@ -37,15 +37,51 @@ PATIENCE = 2.0
 """Seconds that a scan waits for what it has not known before; what comes later is in the next scan."""
 
 
+class _Gpu(NamedTuple):
+    """``appearance``: another one when its driver is bound anew. ``types``: numbers of vGPU types."""
+
+    appearance: Appearance
+    types: frozenset[str] = frozenset()
+
+
 class _Node(NamedTuple):
-    """What NVML is asked about: another one than before is asked at once.
+    """What NVML is asked about. ``gpus``: by PCI address. ``versions``: of the driver."""
 
-    ``gpus``: address, appearance (another one when its driver is bound anew) and vGPU types of each.
-    ``versions``: of the driver.
-    """
+    gpus: Mapping[str, _Gpu] = {}
+    versions: frozenset[str] = frozenset()
 
-    gpus: tuple[tuple[str, Appearance, tuple[str, ...]], ...]
-    versions: tuple[str, ...]
+    def covers(self, other: _Node) -> bool:
+        """Whether what is asked of this one says all of *other*."""
+        return other.versions <= self.versions and all(
+            address in self.gpus
+            and gpu.appearance == self.gpus[address].appearance
+            and gpu.types <= self.gpus[address].types
+            for address, gpu in other.gpus.items()
+        )
+
+    def updated(self, part: _Node) -> _Node:
+        """This one, after a look at a *part* of its devices."""
+        gpus = dict(self.gpus)
+        for address, gpu in part.gpus.items():
+            known = gpus.get(address)
+            types = known.types if known and known.appearance == gpu.appearance else frozenset()
+            gpus[address] = _Gpu(gpu.appearance, types | gpu.types)
+        return _Node(gpus, self.versions if part.versions <= self.versions else part.versions)
+
+
+def _still_true(known: Facts, of: _Node, now: _Node) -> Facts:
+    """What was *known* of a node and is no less true of what it is *now*."""
+    if not now.versions <= of.versions:
+        return Facts(problems=known.problems)
+    same = {
+        address
+        for address, gpu in now.gpus.items()
+        if address in of.gpus and of.gpus[address].appearance == gpu.appearance
+    }
+    return known._replace(
+        gpus={address: told for address, told in known.gpus.items() if address in same},
+        type_names={key: name for key, name in known.type_names.items() if key[0] in same},
+    )
 
 
 class Nvml:
@@ -65,7 +101,7 @@ class Nvml:
         self._ask = ask
         self._clock = clock
         self._lock = threading.Lock()
-        self._node = _Node((), ())
+        self._node = _Node()
         self._facts = Facts()
         self._due = 0.0
         self._asking: threading.Event | None = None
@@ -76,29 +112,36 @@ class Nvml:
         return self._facts.problems
 
     def completed(
-        self, sysfs: Path, devices: Sequence[FoundDevice], patience: float | None = None
+        self,
+        sysfs: Path,
+        devices: Sequence[FoundDevice],
+        patience: float | None = None,
+        *,
+        whole: bool = True,
     ) -> tuple[FoundDevice, ...]:
         """*devices*, found below *sysfs*, with what NVML knows of their GPUs.
 
-        Takes *patience* seconds (``PATIENCE``) at most, and only when there is something that was not there.
+        *whole*: these are all devices of the node; what is known of other GPUs is forgotten. Takes *patience*
+        seconds (``PATIENCE``) at most, and only when there is a GPU, a type or a driver that was not there.
         NVML is not touched when there is no device on a GPU of NVIDIA's driver.
         """
         tree = Tree(os.fspath(sysfs))
         homes = {device.id: gpu for device in devices if (gpu := _gpu(tree, device))}
         if not homes:
             return tuple(devices)
-        known = self._known(_node(tree, devices, homes), PATIENCE if patience is None else patience)
+        node = _node(tree, devices, homes)
+        known = self._known(node, whole, PATIENCE if patience is None else patience)
         return tuple(_with(device, homes.get(device.id, ""), known) for device in devices)
 
-    def _known(self, node: _Node, patience: float) -> Facts:
+    def _known(self, seen: _Node, whole: bool, patience: float) -> Facts:
         with self._lock:
-            news = node != self._node
-            if news:
-                self._node, self._facts, self._due = node, Facts(problems=self._facts.problems), 0.0
-            if self._asking is None and self._clock() >= self._due:
+            before, self._node = self._node, seen if whole else self._node.updated(seen)
+            self._facts = _still_true(self._facts, before, self._node)
+            news = not before.covers(self._node)
+            if self._asking is None and (news or self._clock() >= self._due):
                 self._asking = threading.Event()
                 threading.Thread(
-                    target=self._look, args=(node, self._asking), daemon=True, name="nvml"
+                    target=self._look, args=(self._node, self._asking), daemon=True, name="nvml"
                 ).start()
             asking = self._asking
         if news and asking is not None:
@@ -106,7 +149,7 @@ class Nvml:
         return self._facts
 
     def _look(self, node: _Node, done: threading.Event) -> None:
-        """Ask until the answer is about what there is now."""
+        """Ask until the answer says all of what there is now."""
         while True:
             try:
                 said = self._said(node)
@@ -114,9 +157,10 @@ class Nvml:
                 log.exception("NVML: asking it failed")
                 said = Facts(problems=(f"{type(error).__name__}: {error}",))
             with self._lock:
-                if node == self._node:
-                    _tell(said.problems, self._facts.problems)
-                    self._facts, self._due, self._asking = said, self._clock() + REFRESH, None
+                before, self._facts = self._facts, _still_true(said, node, self._node)
+                if node.covers(self._node):
+                    _tell(said.problems, before.problems)
+                    self._due, self._asking = self._clock() + REFRESH, None
                     done.set()
                     return
                 node = self._node
@@ -124,7 +168,7 @@ class Nvml:
     def _said(self, node: _Node) -> Facts:
         if importlib.util.find_spec(MODULE) is None:
             return Facts(problems=("the Python package nvidia-ml-py is not installed (migcompat[nvml])",))
-        asked = questions({address: types for address, _, types in node.gpus})
+        asked = questions({address: gpu.types for address, gpu in node.gpus.items()})
         try:
             return facts(asked, self._ask(asked, self._library))
         except NotAvailable as error:
@@ -149,13 +193,11 @@ def _node(tree: Tree, devices: Iterable[FoundDevice], homes: Mapping[str, str]) 
             number = _type_number(device)
             types.setdefault(gpu, set()).update({number} if number else ())
             versions.add(device.declaration.shown.get("driver_version", ""))
-    return _Node(
-        tuple(
-            (gpu, appearance(tree.root, f"{pci.BUS.path}/{gpu}"), tuple(sorted(numbers)))
-            for gpu, numbers in sorted(types.items())
-        ),
-        tuple(sorted(versions)),
-    )
+    gpus = {
+        address: _Gpu(appearance(tree.root, f"{pci.BUS.path}/{address}"), frozenset(numbers))
+        for address, numbers in types.items()
+    }
+    return _Node(gpus, frozenset(versions))
 
 
 def _type_number(device: FoundDevice) -> str:
