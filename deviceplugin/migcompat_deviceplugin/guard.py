@@ -83,6 +83,7 @@ class Guard:
         self._sysfs = sysfs
         self._probes = probes
         self._steered = steered
+        self._written: set[str] = set()
 
     async def check(self, resource: str, ids: Sequence[str]) -> None:
         """Returns when a container may start with the devices *ids*; raises GuardRefusedError."""
@@ -198,8 +199,15 @@ class Guard:
         forbidden = sorted(name for name in obligations if not may_be_dynamic(name))
         if forbidden:
             raise Refusal("ObligationFailed", f"{', '.join(forbidden)} must never be written")
+        if device.id in self._written:
+            raise Refusal("ObligationFailed", f"an earlier write to {device.id} still hangs in its driver")
+        self._written.add(device.id)
         try:
-            await in_thread(lambda: fulfil(self._sysfs.root / device.found.path, obligations), WRITE_DEADLINE)
+            await in_thread(
+                lambda: fulfil(self._sysfs.root / device.found.path, obligations),
+                WRITE_DEADLINE,
+                lambda: self._written.discard(device.id),
+            )
         except ObligationError as error:
             raise Refusal("ObligationFailed", str(error)) from error
         except TimeoutError:

@@ -323,22 +323,14 @@ class Probes:
         """Ask one device; None when another appearance of it answered, so that it is to be asked again."""
         device = self._inventory[id_]
         unit, closed = _unit(device), asyncio.Event()
-        loop = asyncio.get_running_loop()
 
         def end() -> None:
             del self._open[unit]
             closed.set()
 
-        def work() -> tuple[Appearance, Answer]:
-            try:
-                return self._asker.ask(device.found)
-            finally:
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(end)
-
         self._open[unit] = closed
         try:
-            asked, answer = await in_thread(work, PROBE_DEADLINE)
+            asked, answer = await in_thread(lambda: self._asker.ask(device.found), PROBE_DEADLINE, end)
         except TimeoutError:
             return NotKnown(Why.TIMED_OUT, f"no answer within {PROBE_DEADLINE:g} s")
         except Exception as error:  # whatever a device does, the agent goes on

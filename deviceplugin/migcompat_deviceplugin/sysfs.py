@@ -1,7 +1,8 @@
 """Reading sysfs without ever being held up by it.
 
 A driver that hangs in one of its attributes hangs whoever reads it, and no signal helps. So each look is
-taken in a thread of its own that the process does not wait for, neither here nor when it ends.
+taken in a thread of its own that the process does not wait for, neither here nor when it ends; and where one
+hangs, no other goes: that device is unhealthy meanwhile, and the rest of the node is looked at as ever.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -20,6 +22,7 @@ from migcompat.api.vfionode import Device as PublishedDevice
 from migcompat.nvml.gpus import Nvml
 from migcompat.resources.selection import Configuration
 from migcompat.sysfs.appearance import Appearance, appearance
+from migcompat.sysfs.progress import Progress
 from migcompat.sysfs.scan import BUSES, FoundDevice, ScanError, ScanProblem, ScanResult, scan
 
 from migcompat_deviceplugin.config import ConfigFile, Loaded
@@ -31,8 +34,15 @@ log = logging.getLogger(__name__)
 
 SCAN_DEADLINE = 20.0
 REREAD_DEADLINE = 5.0
+PATIENCE = 2.0
+"""Seconds that a look may be at one device before it counts as hanging there. Nearly all take less than one
+thousandth; one that has to be woken up takes up to a second."""
+PATIENCE_LEFT = 0.5
+"""The same for the further ones of a look that has hung before: devices of one card hang together."""
 SETTLING = 10.0
 """Seconds for which a device that was just asked for counts as held: PodResources names its pod later."""
+LEAVING = 0.2
+"""Seconds that a look which nobody waits for gets to end, before it counts as hanging."""
 
 T = TypeVar("T")
 
@@ -50,16 +60,18 @@ class SysfsError(Exception):
         return Problem(self.reason, str(self))
 
 
-async def in_thread(work: Callable[[], T], deadline: float) -> T:
-    """The result of *work*, run in a daemon thread. Raises what it raises, and TimeoutError.
+def threaded(work: Callable[[], T], ended: Callable[[], None] | None = None) -> asyncio.Future[T]:
+    """What *work* returns or raises, run in a daemon thread of its own.
 
-    A thread that overruns *deadline* (seconds) is left to itself; unlike one of :func:`asyncio.to_thread` it
-    does not keep the process from ending.
+    Who cancels the future leaves the thread to itself; unlike one of :func:`asyncio.to_thread` it does not
+    keep the process from ending. *ended* is called in the event loop when it has ended, however late.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
     def settle(result: T | None, error: BaseException | None) -> None:
+        if ended is not None:
+            ended()
         if future.done():
             return
         if error is not None:
@@ -77,8 +89,13 @@ async def in_thread(work: Callable[[], T], deadline: float) -> T:
             loop.call_soon_threadsafe(settle, result, error)
 
     threading.Thread(target=run, daemon=True, name="sysfs").start()
+    return future
+
+
+async def in_thread(work: Callable[[], T], deadline: float, ended: Callable[[], None] | None = None) -> T:
+    """As :func:`threaded`. Raises TimeoutError when *work* takes longer than *deadline* seconds."""
     async with asyncio.timeout(deadline):
-        return await future
+        return await threaded(work, ended)
 
 
 Take = Callable[[ScanResult, Inventory, Configuration | None, Held], Inventory]
@@ -113,6 +130,21 @@ def _merged(whole: Look, names: frozenset[str], part: Look) -> Look:
         whole.loaded,
         whole.seconds,
     )
+
+
+class _Stuck(Exception):
+    """A look stays where it is."""
+
+
+async def _moving(reading: asyncio.Future[Look], progress: Progress, patience: float) -> None:
+    """Return when *reading* is over; raises _Stuck when it is at one device for *patience* seconds."""
+    loop = asyncio.get_running_loop()
+    seen, since = -1, 0.0
+    while not (await asyncio.wait({reading}, timeout=patience / 8))[0]:
+        if progress.steps != seen or progress.at is None:
+            seen, since = progress.steps, loop.time()
+        elif loop.time() - since > patience:
+            raise _Stuck
 
 
 class Observer(Protocol):
@@ -158,26 +190,31 @@ class Sysfs:
         self._asked_for: dict[str, float] = {}
         self._newest: Look | None = None
         self._busy: asyncio.Lock = asyncio.Lock()
-        self._stuck = 0
+        self._hanging: dict[Progress, Hashable] = {}
 
     async def scan(self, deadline: float | None = None) -> Inventory:
         """Look at all devices now. Raises SysfsError when that fails or takes longer than *deadline* seconds.
 
-        After it, :attr:`last` is what was found; after an error it is what it was before. One scan runs at a
-        time: a hanging driver must not collect a thread for every caller.
+        After it, :attr:`last` is what was found; after an error it is what it was before. A device in whose
+        attributes a look hangs is found as it was, with that as its problem, and read again once that look
+        has ended. One look runs at a time, beside those that hang.
         """
         look = await self._read(self._look, SCAN_DEADLINE if deadline is None else deadline)
         self.seconds = look.seconds
         self.loaded = look.loaded
         return self._learn(look)
 
-    async def _read(self, look: Callable[[], Look], deadline: float) -> Look:
-        """What *look* returns. Raises SysfsError."""
+    async def _read(self, look: Callable[[Progress], Look], deadline: float) -> Look:
+        """What *look* returns, without devices where a look hangs. Raises SysfsError."""
+        patience = PATIENCE
         try:
-            async with asyncio.timeout(deadline), self._busy:
-                if self._stuck:
-                    raise SysfsError(f"{self.root}: an earlier scan still hangs in some driver's attribute")
-                return await in_thread(self._counted(look), deadline)
+            async with asyncio.timeout(deadline):
+                while True:
+                    # Others have their turn in between: what hangs holds each of them up once at most.
+                    async with self._busy:
+                        with suppress(_Stuck):
+                            return await self._attempt(look, patience)
+                    patience = PATIENCE_LEFT
         except TimeoutError:
             raise SysfsError(f"{self.root}: not read within {deadline:g} s") from None
         except SysfsError:
@@ -190,6 +227,31 @@ class Sysfs:
             # Whatever a tree of files can do to a scan, it must not end the process that guards migrations.
             log.exception("%s: the scan itself failed", self.root)
             raise SysfsError(f"{self.root}: {type(error).__name__}: {error}") from error
+
+    async def _attempt(self, look: Callable[[Progress], Look], patience: float) -> Look:
+        """What *look* returns; given up, by _Stuck, when it is at one device for *patience* seconds.
+
+        However it is given up, its thread is left to itself, and nobody goes where it is until it has ended:
+        so no more threads hang than places.
+        """
+        self._hanging = {one: place for one, place in self._hanging.items() if not one.ended}
+        if None in self._hanging.values():
+            raise SysfsError(f"{self.root}: an earlier scan still hangs in some driver's attribute")
+        progress = Progress(frozenset(self._hanging.values()))
+        reading = threaded(lambda: progress.watch(look))
+        try:
+            await _moving(reading, progress, patience)
+            return await reading
+        except asyncio.CancelledError:
+            # Nobody waits any more. If it does not hang, it is over in a moment, and no obstacle to the next.
+            progress.abandon()
+            for ended in (await asyncio.wait({reading}, timeout=LEAVING))[0]:
+                ended.exception()
+            raise
+        finally:
+            if not reading.done():
+                self._hanging[progress] = progress.abandon()
+            reading.cancel()
 
     def _learn(self, look: Look) -> Inventory:
         self.problems = look.result.problems
@@ -219,7 +281,7 @@ class Sysfs:
         if self._newest is None:
             return await self.scan(deadline)
         only = frozenset(names)
-        part = await self._read(lambda: self._look(only), deadline)
+        part = await self._read(lambda progress: self._look(progress, only), deadline)
         look = _merged(self._newest, only, part)
         return self.last if look is self._newest else self._learn(look)
 
@@ -262,9 +324,9 @@ class Sysfs:
     def _may_be_held(self, resource: str, id_: str) -> bool:
         return id_ in self._asked_for or self._held(resource, id_)
 
-    def _look(self, only: frozenset[str] | None = None) -> Look:
+    def _look(self, progress: Progress, only: frozenset[str] | None = None) -> Look:
         began = time.monotonic()
-        result = scan(self.root) if only is None else scan(self.root, only)
+        result = scan(self.root, only, progress)
         unlisted = [problem for problem in result.problems if problem.path in BUSES]
         if unlisted:
             # No device found is not the same as no device there.
@@ -285,13 +347,3 @@ class Sysfs:
             before = self.last.get(problem.path.rpartition("/")[2])
             if before is not None and before.id not in found and os.path.lexists(self.root / problem.path):
                 yield msgspec.structs.replace(before.found, problem=problem.message)
-
-    def _counted(self, work: Callable[[], T]) -> Callable[[], T]:
-        def counted() -> T:
-            self._stuck += 1
-            try:
-                return work()
-            finally:
-                self._stuck -= 1
-
-        return counted

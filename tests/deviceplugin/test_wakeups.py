@@ -156,7 +156,7 @@ async def test_an_event_during_a_scan_brings_another(node: World, monkeypatch: p
     inside, go_on = threading.Event(), threading.Event()
     real = discovery.scan
 
-    def slow(root: Path) -> ScanResult:
+    def slow(root: Path, *_: object) -> ScanResult:
         result = real(root)
         inside.set()
         go_on.wait()
@@ -175,7 +175,7 @@ async def test_listening_begins_before_the_first_scan(node: World, monkeypatch: 
     order = []
     real = discovery.scan
 
-    def scan(root: Path) -> ScanResult:
+    def scan(root: Path, *_: object) -> ScanResult:
         order.append("scan")
         return real(root)
 
@@ -260,7 +260,7 @@ async def test_a_device_that_an_event_names_is_looked_at_first_and_then_all(
     looks: list[frozenset[str] | None] = []
     real = discovery.scan
 
-    def scan(root: Path, only: frozenset[str] | None = None) -> ScanResult:
+    def scan(root: Path, only: frozenset[str] | None, *_: object) -> ScanResult:
         looks.append(only)
         return real(root, only)
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from migcompat.engine.declaration import Declaration, Kind
+from migcompat.sysfs.progress import Progress
 
 T = TypeVar("T")
 
@@ -63,10 +64,11 @@ class Vanished(Exception):
 
 
 class Finds(msgspec.Struct):
-    """What was found so far."""
+    """What was found so far by a look that tells its *progress*."""
 
     devices: list[FoundDevice] = msgspec.field(default_factory=list)
     problems: list[ScanProblem] = msgspec.field(default_factory=list)
+    progress: Progress = msgspec.field(default_factory=Progress)
 
     def problem(self, path: str, message: str) -> None:
         """Note that *path* could not be taken for a device."""
@@ -75,7 +77,7 @@ class Finds(msgspec.Struct):
     def look(self, path: str, look: Callable[[], T]) -> T | None:
         """What *look* returns; what keeps it from doing so becomes a problem of *path*, and None."""
         try:
-            return look()
+            return self.progress.step(path, look)
         except Vanished:
             self.problem(path, "went away while it was being read, or its link is broken")
         except ValueError as error:

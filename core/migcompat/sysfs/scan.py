@@ -13,6 +13,7 @@ from typing import Any
 
 from migcompat.sysfs import mdev, mdev_ap, mdev_ccw, pci_mdev, pci_mlx5, pci_nvidia, pci_vfio
 from migcompat.sysfs.found import Finds, FoundDevice, ScanProblem, ScanResult
+from migcompat.sysfs.progress import Progress
 from migcompat.sysfs.provider import Names, Provider
 from migcompat.sysfs.tree import Tree
 
@@ -37,7 +38,7 @@ class ScanError(ValueError):
     """The given root is no sysfs: nothing at all can be found."""
 
 
-def scan(sysfs_root: Path, only: Names | None = None) -> ScanResult:
+def scan(sysfs_root: Path, only: Names | None = None, progress: Progress | None = None) -> ScanResult:
     """All VFIO devices below *sysfs_root*, the mount point of a sysfs (normally ``/sys``).
 
     A device that cannot be used has a ``problem``; what cannot be taken for a device is a
@@ -45,7 +46,8 @@ def scan(sysfs_root: Path, only: Names | None = None) -> ScanResult:
     sysfs, and OSError when that cannot be found out.
 
     With *only*, the devices and problems of these names, as a whole scan finds them, but with a look at no
-    more than them and what decides about them.
+    more than them and what decides about them. *progress* is told where the scan is, and has it leave out
+    devices where an earlier one hangs: each is a problem. May block for as long as a driver does.
     """
     root = os.fspath(sysfs_root)
     for part in ("bus", "devices"):
@@ -54,8 +56,9 @@ def scan(sysfs_root: Path, only: Names | None = None) -> ScanResult:
                 f"{root} is no sysfs: it has no directory {part}/; give the directory where sysfs is mounted,"
                 " normally /sys"
             )
-    tree = Tree(root)
-    finds = Finds()
+    progress = progress or Progress()
+    tree = Tree(root, progress)
+    finds = Finds(progress=progress)
     for bus in dict.fromkeys(provider.bus for provider in PROVIDERS):
         kinds = [provider for provider in PROVIDERS if provider.bus is bus]
         for candidate in bus.candidates(tree, finds, only):

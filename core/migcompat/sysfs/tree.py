@@ -17,6 +17,7 @@ from posixpath import basename, dirname, join, normpath
 from typing import Any, TypeVar
 
 from migcompat.sysfs.found import Vanished
+from migcompat.sysfs.progress import Progress
 
 ATTRIBUTE_LIMIT = 4096
 """sysfs attributes are at most one page (kernel, Documentation/filesystems/sysfs.rst)."""
@@ -48,11 +49,12 @@ class Tree:
 
     What many devices share is remembered for the lifetime of the object, so make a new one for each scan.
     What is wrong with a file is appended to the ``notes`` that the caller passes, in words; the scan of one
-    device never fails because of one file.
+    device never fails because of one file. *progress* is told of what many devices share.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, progress: Progress | None = None) -> None:
         self.root = root.rstrip("/") or "/"
+        self._progress = progress or Progress()
         self._remembered: dict[Hashable, Any] = {}
 
     def absolute(self, path: str) -> str:
@@ -60,11 +62,14 @@ class Tree:
         return f"{self.root}/{path}"
 
     def once(self, key: Hashable, look: Callable[[], T]) -> T:
-        """What *look* says, asked once a scan for each *key*; not remembered when it raises."""
+        """What *look* says, asked once a scan for each *key*; not remembered when it raises.
+
+        Raises ValueError where an earlier look for *key* still hangs.
+        """
         try:
             found: T = self._remembered[key]
         except KeyError:
-            found = self._remembered[key] = look()
+            found = self._remembered[key] = self._progress.step(key, look)
         return found
 
     def names(self, directory: str) -> list[str]:
