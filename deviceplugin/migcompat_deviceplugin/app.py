@@ -133,6 +133,7 @@ class Agent:
 
     async def run(self) -> None:
         """Run until cancelled; then stop serving, without telling the kubelet that devices are gone."""
+        metrics.FIGURES.state = self.state
         health = await serve_health(self.settings.health_bind, lambda: None, self._ready, metrics.REGISTRY)
         name, mode = self.settings.node_name, self.settings.mode.value
         log.info("agent of node %s, mode %s; health on %s", name, mode, health.addresses)
@@ -228,7 +229,6 @@ class Agent:
                     told = self.sysfs.problems
                     for problem in self.sysfs.problems:
                         log.warning("%s/%s: %s", self.sysfs.root, problem.path, problem.message)
-            metrics.observe(self.state, len(self.sysfs.problems))
             news = await self._news(wakeups)
             unseen = None if news is None else await self._glances(news, wakeups)
             event = unseen if event is None else event

@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter as Count
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from migcompat.engine.declaration import Kind
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from migcompat_deviceplugin.inventory import Device
 from migcompat_deviceplugin.state import State
 
 REGISTRY = CollectorRegistry()
 
-DEVICES = Gauge(
-    "migcompat_agent_devices",
-    "VFIO devices found on the node",
-    ["resource", "kind", "health"],
-    registry=REGISTRY,
-)
-ALLOCATED = Gauge(
-    "migcompat_agent_allocated_devices", "Devices that pods hold", ["resource", "kind"], registry=REGISTRY
-)
-PROBLEMS = Gauge(
-    "migcompat_agent_scan_problems",
-    "Entries in sysfs that could not be taken for a device",
-    registry=REGISTRY,
-)
-CONFIGURATION_VALID = Gauge(
-    "migcompat_agent_configuration_valid",
-    "1 if the configuration file is in force as it is, or there is none, else 0",
-    registry=REGISTRY,
-)
-AMBIGUOUS = Gauge(
-    "migcompat_agent_ambiguous_devices",
-    "Devices that several resources of the configuration file select",
-    registry=REGISTRY,
-)
-BARRED = Gauge(
-    "migcompat_agent_barred_devices",
-    "Devices that nobody may have though nothing is wrong with them: held under an id of another plugin, or,"
-    " in observe mode, not offered by a plugin or not to be told apart",
-    registry=REGISTRY,
-)
 SCAN_SECONDS = Histogram(
     "migcompat_agent_scan_seconds",
     "Duration of a look at all devices",
@@ -121,18 +97,79 @@ GUARD_PASSES = Counter(
 )
 
 
-def observe(state: State, scan_problems: int) -> None:
-    """Take the gauges from *state*."""
-    DEVICES.clear()
-    found = Count((d.resource, d.found.kind.value, d.health.value) for d in state.inventory.values())
-    for labels, count in found.items():
-        DEVICES.labels(*labels).set(count)
-    ALLOCATED.clear()
-    devices = ((pool, state.inventory.get(id_)) for pool, id_ in state.holders or {})
-    held = Count((pool, d.found.kind.value) for pool, d in devices if d is not None and d.resource == pool)
-    for (resource, kind), count in held.items():
-        ALLOCATED.labels(resource, kind).set(count)
-    PROBLEMS.set(scan_problems)
-    CONFIGURATION_VALID.set(0 if state.loaded.problem else 1)
-    BARRED.set(sum(bool(device.barred) for device in state.inventory.values()))
-    AMBIGUOUS.set(sum(bool(device.claims) for device in state.inventory.values()))
+class Figures(Collector):
+    """What the ``state`` of this process' agent, None for none, is at the moment that somebody asks."""
+
+    def __init__(self) -> None:
+        self.state: State | None = None
+
+    def describe(self) -> list[Metric]:
+        """Names and labels, without figures."""
+        return list(self._figures(State()))
+
+    def collect(self) -> Iterator[Metric]:
+        """The figures of now."""
+        return self._figures(State() if self.state is None else self.state)
+
+    @staticmethod
+    def _figures(state: State) -> Iterator[Metric]:
+        inventory = state.inventory
+        pfs = {device.found.physfn for device in inventory.values()}
+        kinds = {id_: _kind(device, pfs) for id_, device in inventory.items()}
+        found: Count[tuple[str, ...]] = Count(
+            (d.resource, kinds[id_], d.health.value) for id_, d in inventory.items()
+        )
+        yield _gauge("devices", "VFIO devices found on the node", ("resource", "kind", "health"), found)
+        held: Count[tuple[str, ...]] = Count(
+            (pool, kinds[id_])
+            for pool, id_ in state.holders or {}
+            if id_ in inventory and inventory[id_].resource == pool
+        )
+        yield _gauge("allocated_devices", "Devices that pods hold", ("resource", "kind"), held)
+        yield _one(
+            "scan_problems",
+            "Entries in sysfs that could not be taken for a device",
+            len(state.unreadable),
+        )
+        yield _one(
+            "configuration_valid",
+            "1 if the configuration file is in force as it is, or there is none, else 0",
+            not state.loaded.problem,
+        )
+        yield _one(
+            "ambiguous_devices",
+            "Devices that several resources of the configuration file select",
+            sum(bool(device.claims) for device in inventory.values()),
+        )
+        yield _one(
+            "barred_devices",
+            "Devices that nobody may have though nothing is wrong with them: held under an id of another"
+            " plugin, or, in observe mode, not offered by a plugin or not to be told apart",
+            sum(bool(device.barred) for device in inventory.values()),
+        )
+
+
+def _kind(device: Device, pfs: AbstractSet[str]) -> str:
+    """As in the reference. *pfs*: functions that devices are VFs of."""
+    if device.found.kind is Kind.MDEV:
+        return "mdev"
+    if device.found.is_vf:
+        return "vf"
+    return "pf" if device.id in pfs else "function"
+
+
+def _gauge(
+    name: str, text: str, labels: Sequence[str], figures: Mapping[tuple[str, ...], float]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"migcompat_agent_{name}", text, labels=labels)
+    for values, figure in figures.items():
+        family.add_metric(values, figure)
+    return family
+
+
+def _one(name: str, text: str, figure: float) -> GaugeMetricFamily:
+    return _gauge(name, text, (), {(): float(figure)})
+
+
+FIGURES = Figures()
+REGISTRY.register(FIGURES)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from migcompat.api.vfionode import PodRef
+from migcompat.sysfs.scan import ScanProblem
 from migcompat_deviceplugin import metrics
 
 from tests.deviceplugin.world import CONTAINER, POOL, World, eventually, uuid
@@ -26,6 +28,11 @@ def test_the_reference_lists_exactly_what_there_is_with_its_labels() -> None:
     there = {
         collector._name: list(collector._labelnames)  # type: ignore[attr-defined]
         for collector in metrics.REGISTRY._collector_to_names
+        if collector is not metrics.FIGURES
+    }
+    there |= {
+        family.name: list(family._labelnames)  # type: ignore[attr-defined]
+        for family in metrics.FIGURES.describe()
     }
     assert told == there
 
@@ -49,6 +56,37 @@ async def test_devices_and_allocations_are_counted(node: World) -> None:
             await node.kubelet.admit("ns", "other", CONTAINER, {POOL: 1})
     assert figure("allocations_total", resource=POOL, outcome="HandedOut") == handed_out + 1
     assert figure("allocations_total", resource=POOL, outcome="Refused") == refused + 1
+
+
+async def test_kinds_are_told_apart(node: World) -> None:
+    pf, vf, plain = "0000:01:00.0", "0000:01:00.1", "0000:02:00.0"
+    node.add_function(f"pci0000:00/{pf}", group=1, driver="mlx5_vfio_pci")
+    node.add_function(f"pci0000:00/{vf}", group=2, driver="mlx5_vfio_pci", physfn=pf)
+    node.add_function(f"pci0000:00/{plain}", group=3)
+    node.add(1)
+    async with node.running() as agent:
+        await eventually(lambda: len(agent.state.inventory) == 4)
+        kinds: dict[str, float] = {}
+        [devices] = [family for family in metrics.REGISTRY.collect() if family.name.endswith("agent_devices")]
+        for sample in devices.samples:
+            kinds[sample.labels["kind"]] = kinds.get(sample.labels["kind"], 0) + sample.value
+        assert kinds == {"mdev": 1, "vf": 1, "pf": 1, "function": 1}
+
+
+async def test_gauges_are_those_of_the_moment_and_not_of_the_last_scan(node: World) -> None:
+    node.add(1)
+    async with node.running(scan_interval=3600) as agent:
+        await node.registered(count=1)
+        device = agent.state.inventory[uuid(1)]
+        assert figure("devices", resource=POOL, kind="mdev", health="Healthy") == 1
+        found = msgspec.structs.replace(device.found, problem="broken")
+        agent.state.amend({uuid(1): msgspec.structs.replace(device, found=found)})
+        agent.state.set_allocations({(POOL, uuid(1)): PodRef("ns", "pod")})
+        assert figure("devices", resource=POOL, kind="mdev", health="Healthy") == 0
+        assert figure("allocated_devices", resource=POOL, kind="mdev") == 1
+        agent.state.set_inventory({}, (ScanProblem("bus/x", "why"),))
+        assert figure("scan_problems") == 1
+        assert figure("devices", resource=POOL, kind="mdev", health="Unhealthy") == 0
 
 
 async def test_a_target_with_the_device_that_was_preferred_for_it_is_a_hit(node: World) -> None:

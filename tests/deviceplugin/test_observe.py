@@ -78,15 +78,15 @@ async def test_kubevirts_groups_are_published_as_devices_under_its_name(node: Wo
     node.add(2, "1.1.0")
     async with plugin(node, VGPU, "101", "102"), node.running(mode=Mode.OBSERVE):
         await eventually(lambda: places(node) == {uuid(n): (VGPU, HEALTHY) for n in (1, 2)})
-        held = await holds(node, VGPU)
-        assert held == "101"
+        assert await holds(node, VGPU) == "101"
         await eventually(lambda: devices(node)[uuid(1)].allocated_to == HOLDER)
         assert devices(node)[uuid(2)].allocated_to is None
         status = node.vfionode.status
         assert status.mode is Mode.OBSERVE
         assert len(status.profiles) == 2
         await eventually(lambda: f"type.migcompat.io/{fleets.TYPE}" in node.labels)
-        await eventually(lambda: metrics.ALLOCATED.labels(VGPU, "mdev")._value.get() == 1)
+        held = {"resource": VGPU, "kind": "mdev"}
+        assert metrics.REGISTRY.get_sample_value("migcompat_agent_allocated_devices", held) == 1
         node.kubelet.release(*POD)
         await eventually(lambda: devices(node)[uuid(1)].allocated_to is None)
 
