@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 WRITES_PER_SECOND = 2.0
 """Of one agent: a cluster has one on every node."""
 SWEEP = 12
-"""Intervals without an event between two scans, where events tell of changes and all devices are well: what
-sends no event is an attribute, and who hands a device out reads it again."""
+"""Intervals without an event between two scans, where events tell of all that makes a device, and all are
+well: what sends no event is an attribute, and who hands a device out reads it again."""
 CHECKPOINT = "kubelet_internal_checkpoint"
 """``kubeletDeviceManagerCheckpoint`` in pkg/kubelet/cm/devicemanager/manager.go."""
 GLANCED = 64
@@ -279,6 +279,7 @@ class Agent:
         troubled = (
             state.scan_problem
             or state.unreadable
+            or self.sysfs.silent
             or any(d.found.problem or d.waiting for d in state.inventory.values())
         )
         return SWEEP if listening and not troubled and self._told(self.settings.sysfs_root) else 1

@@ -125,7 +125,7 @@ def _merged(whole: Look, names: frozenset[str], part: Look) -> Look:
     kept = [device for device in whole.result.devices if device.id not in names]
     appearances = {id_: seen for id_, seen in whole.appearances.items() if id_ not in names}
     return Look(
-        ScanResult((*kept, *after.values()), problems),
+        ScanResult((*kept, *after.values()), problems, whole.result.silent or part.result.silent),
         {**appearances, **part.appearances},
         whole.loaded,
         whole.seconds,
@@ -191,6 +191,12 @@ class Sysfs:
         self._newest: Look | None = None
         self._busy: asyncio.Lock = asyncio.Lock()
         self._hanging: dict[Progress, Hashable] = {}
+
+    @property
+    def silent(self) -> bool:
+        """Whether something may be otherwise soon of which the kernel sends no event."""
+        asking = self._nvml is not None and self._nvml.asking
+        return asking or (self._newest is not None and self._newest.result.silent)
 
     async def scan(self, deadline: float | None = None) -> Inventory:
         """Look at all devices now. Raises SysfsError when that fails or takes longer than *deadline* seconds.

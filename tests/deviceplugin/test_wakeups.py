@@ -6,7 +6,7 @@ import asyncio
 import errno
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from migcompat_deviceplugin.app import SWEEP
 from migcompat_deviceplugin.wakeups import Wakeups
 
 from tests.deviceplugin.world import POOL, World, eventually, uuid
+from tests.support.fabricate import add_device_nodes, add_mdev, write
 from tests.support.uevents import FakeUevents, message
 
 NEVER = 3600.0
@@ -237,6 +238,58 @@ async def test_an_agent_that_may_not_listen_says_so_once_and_goes_on(
     told = [record for record in caplog.records if "cannot be heard" in record.message]
     assert [record.levelno for record in told] == [logging.WARNING]
     assert "--scan-interval" in told[0].message
+
+
+def nvidias_vf(node: World) -> Path:
+    """A VF of NVIDIA's that may be given a vGPU type, which is what makes a device of it."""
+    pf, ids = "0000:41:00.0", ("0x10de", "0x2335")
+    node.add_function(f"pci0000:40/{pf}", driver="nvidia", group=5, ids=ids)
+    vf = node.add_function(
+        "pci0000:40/0000:41:00.4", driver="nvidia", group=77, ids=ids, vfio_dev="vfio9", physfn=pf
+    )
+    (vf / "nvidia").mkdir()
+    write(vf / "nvidia", {"current_vgpu_type": "0"})
+    return vf
+
+
+def matrix(node: World) -> Path:
+    """An AP mdev, to which queues can be assigned."""
+    add_device_nodes(node.dev, "vfio/109")
+    device = add_mdev(
+        node.sysfs,
+        "vfio_ap/matrix",
+        uuid(9),
+        type_id="vfio_ap-passthrough",
+        driver="vfio_ap_mdev",
+        group=109,
+        device_api="vfio-ap",
+    )
+    (device / "matrix").write_text("06.0004\n")
+    return device
+
+
+@pytest.mark.parametrize("add", [nvidias_vf, matrix])
+async def test_where_no_event_tells_of_a_device_scans_are_frequent(
+    node: World, add: Callable[[World], Path]
+) -> None:
+    node.add(1)
+    async with node.running(scan_interval=NEVER, told=lambda _: True) as agent:
+        await node.registered()
+        assert agent.intervals(listening=True) == SWEEP
+        add(node)
+        node.uevents.send()
+        await eventually(lambda: agent.intervals(listening=True) == 1)
+
+
+async def test_a_vf_that_gets_a_type_and_loses_it_is_noticed_without_an_event(node: World) -> None:
+    vf = nvidias_vf(node)
+    async with node.running(told=lambda _: True) as agent:
+        await eventually(lambda: agent.state.scanned)
+        assert agent.state.inventory == {}
+        write(vf / "nvidia", {"current_vgpu_type": "1414"})
+        await node.registered("vfio.migcompat.io/nvidia-1414")
+        write(vf / "nvidia", {"current_vgpu_type": "0"})
+        await eventually(lambda: agent.state.inventory == {})
 
 
 async def test_where_events_tell_of_all_that_is_well_scans_are_seldom(node: World) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from migcompat.engine.declaration import Kind
+from migcompat.sysfs.scan import scan
 
 from tests.discovery.finding import only, shown
 from tests.support.fabricate import add_driver, add_mdev, link
@@ -45,6 +46,12 @@ def test_a_matrix(sys: Path, matrix: Path) -> None:
         "ap_queues": "05.0004+05.00ab+06.0004+06.00ab",
         "ap_control_domains": "0004+00ab",
     }
+
+
+def test_its_queues_change_without_an_event(sys: Path, matrix: Path) -> None:
+    assert scan(sys).silent
+    assert scan(sys, frozenset({UUID})).silent
+    assert not scan(sys, frozenset()).silent
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,18 @@ def vf(sys: Path) -> Path:
     return device
 
 
+@pytest.mark.parametrize("number", ["0", "1414"])
+def test_it_gets_and_loses_its_type_without_an_event(sys: Path, vf: Path, number: str) -> None:
+    write(vf / "nvidia", {"current_vgpu_type": number})
+    assert scan(sys).silent
+
+
+def test_a_vf_that_cannot_have_a_type_is_told_of(sys: Path, vf: Path) -> None:
+    """Its vGPUs are mdevs."""
+    (vf / "nvidia/current_vgpu_type").unlink()
+    assert not scan(sys).silent
+
+
 def test_a_vf_with_a_type_is_a_vgpu(sys: Path, vf: Path) -> None:
     write(vf / "nvidia", {"current_vgpu_type": "1414"})
     vgpu = only(sys)

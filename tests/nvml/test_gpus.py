@@ -366,11 +366,13 @@ def test_another_driver_that_answers_late(nvml: Nvml, stub: Stub, sys: Path) -> 
     write(sys / "module/nvidia", {"version": "590.44.01"})
     assert not any(more(nvml, sys, patience=0.01).values())
     assert len(asked) == 1
+    assert nvml.asking
     asked[0].set()
     wait_until(lambda: len(asked) == 2)
     assert not any(more(nvml, sys, patience=0.01).values())
     asked[1].set()
     settle()
+    assert not nvml.asking
     assert more(nvml, sys)[VF].keys() >= NAMES
     write(sys / "module/nvidia", {"version": "600.1.1"})
     assert not any(more(nvml, sys, patience=0.01).values()), "what the old one said is not shown meanwhile"

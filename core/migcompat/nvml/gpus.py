@@ -111,6 +111,11 @@ class Nvml:
         """Why something is not shown."""
         return self._facts.problems
 
+    @property
+    def asking(self) -> bool:
+        """Whether an answer is under way: what it says is in the next scan."""
+        return self._asking is not None
+
     def completed(
         self,
         sysfs: Path,

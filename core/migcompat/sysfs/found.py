@@ -64,11 +64,12 @@ class Vanished(Exception):
 
 
 class Finds(msgspec.Struct):
-    """What was found so far by a look that tells its *progress*."""
+    """What was found so far by a look that tells its *progress*; ``silent`` as of the result."""
 
     devices: list[FoundDevice] = msgspec.field(default_factory=list)
     problems: list[ScanProblem] = msgspec.field(default_factory=list)
     progress: Progress = msgspec.field(default_factory=Progress)
+    silent: bool = False
 
     def problem(self, path: str, message: str) -> None:
         """Note that *path* could not be taken for a device."""
@@ -88,7 +89,11 @@ class Finds(msgspec.Struct):
 
 
 class ScanResult(msgspec.Struct, frozen=True):
-    """All devices, physical functions first, each kind in the order of ids; and all problems."""
+    """All devices, physical functions first, each kind in the order of ids; and all problems.
+
+    ``silent``: something there may become a device, or another one, without an event of the kernel.
+    """
 
     devices: tuple[FoundDevice, ...] = ()
     problems: tuple[ScanProblem, ...] = ()
+    silent: bool = False

@@ -39,4 +39,10 @@ def _members(device: Mdev, attribute: str, member: re.Pattern[str]) -> str:
     return as_set(lines) if len(lines) < _FULL and all(map(member.fullmatch, lines)) else ""
 
 
-PROVIDER = Provider(mdev.BUS, lambda device: device.type.device_api == DEVICE_API, _read)
+PROVIDER = Provider(
+    mdev.BUS,
+    lambda device: device.type.device_api == DEVICE_API,
+    _read,
+    # Queues come and go by writes to ``assign_adapter`` and the like, of which nobody is told.
+    silent=lambda device: True,
+)

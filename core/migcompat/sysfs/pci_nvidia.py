@@ -19,6 +19,7 @@ from migcompat.sysfs.shown import given
 
 DRIVER = "nvidia"
 
+_TYPE = "nvidia/current_vgpu_type"
 _NUMBER = re.compile(r"\d{1,9}")
 _LISTED = re.compile(r"(\d{1,9})\s*:\s*(\S.*)")
 
@@ -29,7 +30,7 @@ def _claims(function: Function) -> bool:
 
 def _read(function: Function) -> FoundDevice | None:
     notes: list[str] = []
-    number = function.tree.value(f"{function.entry}/nvidia/current_vgpu_type", notes)
+    number = function.tree.value(f"{function.entry}/{_TYPE}", notes)
     if notes:
         raise ValueError("; ".join(notes))
     if number in ("", "0"):
@@ -57,4 +58,9 @@ def _name(function: Function, number: str) -> str:
     return ""
 
 
-PROVIDER = Provider(pci.BUS, _claims, _read)
+def _silent(function: Function) -> bool:
+    """Whether it can be given a type: a write to an attribute, of which nobody is told."""
+    return function.tree.exists(f"{function.entry}/{_TYPE}")
+
+
+PROVIDER = Provider(pci.BUS, _claims, _read, _silent)

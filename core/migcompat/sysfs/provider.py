@@ -46,9 +46,10 @@ class Provider(NamedTuple, Generic[C]):
 
     ``claims``: whether a candidate is of this kind. ``read``: the device, or None for one of this kind that
     is not (yet) to be handed to a VM; raises Vanished, ValueError or OSError when it cannot be taken for a
-    device.
+    device. ``silent``: whether it may become a device, or another one, without an event of the kernel.
     """
 
     bus: Bus[C]
     claims: Callable[[C], bool]
     read: Callable[[C], FoundDevice | None]
+    silent: Callable[[C], bool] = lambda candidate: False

@@ -64,10 +64,11 @@ def scan(sysfs_root: Path, only: Names | None = None, progress: Progress | None 
         for candidate in bus.candidates(tree, finds, only):
             provider = next((provider for provider in kinds if provider.claims(candidate)), None)
             if provider is not None:
+                finds.silent = finds.silent or provider.silent(candidate)
                 found = finds.look(candidate.entry, partial(provider.read, candidate))
                 if found is not None:
                     finds.devices.append(found)
-    return ScanResult(tuple(finds.devices), tuple(finds.problems))
+    return ScanResult(tuple(finds.devices), tuple(finds.problems), finds.silent)
 
 
 def _is_directory(path: str) -> bool:
