@@ -32,7 +32,7 @@ from migcompat_deviceplugin.inquiry import Inquiry
 from migcompat_deviceplugin.inventory import Inventory, take
 from migcompat_deviceplugin.manager import Manager
 from migcompat_deviceplugin.preferred import Preferred
-from migcompat_deviceplugin.probes import Asker, Probes
+from migcompat_deviceplugin.probes import Asker, Probes, Whom
 from migcompat_deviceplugin.publisher import Publisher
 from migcompat_deviceplugin.server import ResourceServer
 from migcompat_deviceplugin.state import State
@@ -75,6 +75,7 @@ class Settings(msgspec.Struct, frozen=True):
     scan_interval: float = 5.0
     health_bind: str = "0.0.0.0:8080"
     allow_loosening: bool = False
+    probe: Whom = Whom.AUTO
     nvml: bool = False
     nvml_library: str = ""
 
@@ -112,7 +113,7 @@ class Agent:
         self._offers = observation.OffersPoller(self._pod_resources, self.state)
         self._files = KubeletFiles(Directories((plugins, pod_resources)), self._kubelet_changed)
         asker = Asker(settings.sysfs_root, settings.dev.root, calls)
-        self._asking = Probes(self.poller, asker, self._amend)
+        self._asking = Probes(self.poller, asker, self._amend, settings.probe)
         self._probes = observation.Unasked() if self._observes else self._asking
         self._config = ConfigFile(settings.config, settings.resource_domain)
         self.sysfs = Sysfs(

@@ -18,6 +18,7 @@ from migcompat.resources.naming import check_domain
 
 from migcompat_deviceplugin.app import Settings, run
 from migcompat_deviceplugin.devnodes import DevDir
+from migcompat_deviceplugin.probes import Whom
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,13 @@ def serve(  # noqa: PLR0917 - typer makes flags of them
     allow_loosening: Annotated[
         bool, typer.Option(help="Let annotations of VMs make the checks laxer (mode: ignore, cross-type).")
     ] = False,
+    probe: Annotated[
+        Whom,
+        typer.Option(
+            help="Ask devices, before they are advertised, whether they can migrate: auto: all but NVIDIA's"
+            " vGPUs, all, or off."
+        ),
+    ] = Whom.AUTO,
     nvml: Annotated[
         UseNvml, typer.Option(help="Ask NVIDIA's library about GPUs, where it is there, or never.")
     ] = UseNvml.AUTO,
@@ -109,6 +117,7 @@ def serve(  # noqa: PLR0917 - typer makes flags of them
         scan_interval=scan_interval,
         health_bind=health_bind,
         allow_loosening=allow_loosening,
+        probe=probe,
         nvml=nvml is UseNvml.AUTO,
         nvml_library=nvml_library,
     )

@@ -23,6 +23,7 @@ from migcompat.kubelet.connection import KubeletError
 from migcompat.kubelet.podresources import Allocations
 
 from migcompat_deviceplugin import metrics
+from migcompat_deviceplugin.allocate import Refused
 from migcompat_deviceplugin.inquiry import Inquiry
 from migcompat_deviceplugin.inventory import Device
 from migcompat_deviceplugin.obligations import ObligationError, fulfil
@@ -177,11 +178,13 @@ class Guard:
 
     async def _reread(self, resource: str, held: Sequence[tuple[str, str]]) -> dict[str, Device]:
         before = self._sysfs.last
-        await self._probes.let_go([id_ for _, id_ in held])
         try:
+            await self._probes.let_go([id_ for _, id_ in held])
             now = await self._sysfs.reread([id_ for _, id_ in held])
         except SysfsError as error:
             raise Refusal("ScanFailed", str(error)) from error
+        except Refused as error:
+            raise Refusal("DeviceUnhealthy", str(error)) from error
         ours = {resource} | {device.resource for device in before.values()}
         devices = {}
         for pool, id_ in held:

@@ -3,12 +3,14 @@
 Whoever opens a device keeps all others from it, so a device is asked only while nobody can get it: it has not
 been advertised since it appeared, PodResources has just said that no pod holds it or another of its IOMMU
 group, and no Allocate has come for it. What cannot be asked is advertised all the same: then it is not known.
-The answer holds for one appearance of the device with one driver.
+The answer holds for one appearance of the device with one driver. While a question hangs, the device may be
+open: it is not advertised, and nobody gets it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +30,7 @@ from migcompat.vfio.calls import Calls
 from migcompat.vfio.probe import Handle, NotKnown, Why, forbidden, probe
 
 from migcompat_deviceplugin import metrics
+from migcompat_deviceplugin.allocate import Refused
 from migcompat_deviceplugin.foreign import held_ids
 from migcompat_deviceplugin.inventory import Device, Inventory
 from migcompat_deviceplugin.state import Signal
@@ -49,7 +52,18 @@ answer in less, and then a restarted agent publishes nothing that it has to take
 TELL_PAUSE = 0.02
 """Seconds in which what devices answer is told together."""
 
+NVIDIA = frozenset({"nvidia", "nvidia-vgpu-vfio"})
+"""Drivers of NVIDIA's vGPUs: whoever opens one has the vGPU manager start a process for it."""
+
 Answer = Migration | NotKnown
+
+
+class Whom(enum.StrEnum):
+    """Which devices are asked. ``AUTO``: all but those of drivers that do much when a device is opened."""
+
+    AUTO = "auto"
+    OFF = "off"
+    ALL = "all"
 
 
 class Holders(Protocol):
@@ -99,10 +113,13 @@ class _Record:
 class Probes:
     """Who has been asked, and what they said. *changed* is called when more is known."""
 
-    def __init__(self, holders: Holders, asker: Asker, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, holders: Holders, asker: Asker, changed: Callable[[], None], whom: Whom = Whom.ALL
+    ) -> None:
         self._holders = holders
         self._asker = asker
         self._changed = changed
+        self._whom = whom
         self._inventory: Inventory = {}
         self._units: dict[str, list[Device]] = {}
         self._records: dict[str, _Record] = {}
@@ -110,6 +127,7 @@ class Probes:
         self._recent: set[str] = set()
         self._under_way: set[str] = set()
         self._open: dict[str, asyncio.Event] = {}
+        self._hanging: set[str] = set()
         self._to_ask = Signal()
         self._settled = Signal()
         self._slots = asyncio.Semaphore(PARALLEL)
@@ -141,7 +159,7 @@ class Probes:
                 waiting = self._waiting()
                 if waiting:
                     self._under_way.update(*waiting)
-                    ban = await self._forbidden()
+                    ban = await self._ban()
                     held = await self._held(0.0 if ban else HOLDERS_PATIENCE)
                     for ids in waiting:
                         group.create_task(self._settle_unit(ids, held, ban))
@@ -157,7 +175,7 @@ class Probes:
     async def let_go(self, ids: Sequence[str]) -> None:
         """Somebody gets the devices *ids*: return when none of them is open, and ask none from now on.
 
-        A question that hangs in the driver is waited for no longer than its deadline.
+        Raises Refused when a question to one of them hangs: it is waited for no longer than its deadline.
         """
         events = []
         for id_ in ids:
@@ -173,7 +191,8 @@ class Probes:
                 for event in events:
                     await event.wait()
         except TimeoutError:
-            log.warning("%s: handed out although a question to it hangs", ", ".join(ids))
+            why = "the question whether it can migrate hangs in its driver, so it is still open"
+            raise Refused(f"device {', '.join(ids)}: {why}") from None
 
     def recall(self, devices: Sequence[PublishedDevice]) -> None:
         """Take over what this boot's earlier agent published of *devices*, where they are in use now."""
@@ -215,7 +234,8 @@ class Probes:
     def _known(self, device: Device) -> Device:
         record = self._records.get(device.id)
         migration = None if record is None else record.migration
-        return msgspec.structs.replace(device, migration=migration, waiting=self._waits(device))
+        waiting = self._waits(device) or _unit(device) in self._hanging
+        return msgspec.structs.replace(device, migration=migration, waiting=waiting)
 
     def _settle(self, id_: str, record: _Record, answer: Answer) -> None:
         record.settled = True
@@ -230,6 +250,9 @@ class Probes:
             self._take_over(id_, record)
             self._tell(id_, answer)
         self._settled.set()
+        self._tell_soon()
+
+    def _tell_soon(self) -> None:
         if self._to_tell is None:
             self._to_tell = asyncio.get_running_loop().call_later(TELL_PAUSE, self._tell_changed)
 
@@ -238,6 +261,8 @@ class Probes:
         self._changed()
 
     def _tell(self, id_: str, answer: NotKnown) -> None:
+        if answer.why is Why.NOT_ASKED:
+            return
         if answer.why is not Why.NOT_ALLOWED:
             unforeseen = answer.why in (Why.FAILED, Why.TIMED_OUT)
             level = logging.WARNING if unforeseen else logging.INFO
@@ -265,8 +290,10 @@ class Probes:
                 units.setdefault(_unit(device), []).append(id_)
         return list(units.values())
 
-    async def _forbidden(self) -> NotKnown | None:
+    async def _ban(self) -> NotKnown | None:
         """Why there is no point in asking anybody, or None."""
+        if self._whom is Whom.OFF:
+            return NotKnown(Why.NOT_ASKED, "no device is asked (--probe)")
         try:
             return await in_thread(self._asker.forbidden, PROBE_DEADLINE)
         except TimeoutError:
@@ -313,6 +340,8 @@ class Probes:
                 return NotKnown(Why.IN_USE, f"{other.id} of its IOMMU group is advertised")
         if ban is not None:
             return ban
+        if self._whom is Whom.AUTO and device.found.driver in NVIDIA:
+            return NotKnown(Why.NOT_ASKED, f"devices of the driver {device.found.driver} are not (--probe)")
         if held is None:
             return NotKnown(Why.IN_USE, "PodResources does not say whether it is in use")
         if unit in self._open:
@@ -327,12 +356,17 @@ class Probes:
         def end() -> None:
             del self._open[unit]
             closed.set()
+            if unit in self._hanging:
+                self._hanging.discard(unit)
+                self._tell_soon()
 
         self._open[unit] = closed
         try:
             asked, answer = await in_thread(lambda: self._asker.ask(device.found), PROBE_DEADLINE, end)
         except TimeoutError:
-            return NotKnown(Why.TIMED_OUT, f"no answer within {PROBE_DEADLINE:g} s")
+            self._hanging.add(unit)
+            why = f"no answer within {PROBE_DEADLINE:g} s; until it has ended nobody gets the device"
+            return NotKnown(Why.TIMED_OUT, why)
         except Exception as error:  # whatever a device does, the agent goes on
             log.exception("%s: asking it failed", id_)
             return NotKnown(Why.FAILED, f"{type(error).__name__}: {error}")

@@ -45,7 +45,10 @@ class Asking(Protocol):
     """What may have a device open for a moment."""
 
     async def let_go(self, ids: Sequence[str]) -> None:
-        """Returns when the devices *ids* are open nowhere here, and will not be opened any more."""
+        """Returns when the devices *ids* are open nowhere here, and will not be opened any more.
+
+        Raises Refused when one of them stays open.
+        """
 
 
 class Preferring(Protocol):

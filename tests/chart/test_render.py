@@ -147,6 +147,12 @@ def test_the_agent_gets_the_selinux_type_that_is_asked_for(binaries: Binaries) -
     assert options("--set", "devicePlugin.seLinuxType=spc_t") == {"type": "spc_t"}
 
 
+def test_the_agent_is_told_whom_to_ask(binaries: Binaries) -> None:
+    assert "--probe=auto" in arguments(pod_specs(render(binaries))["device-plugin"])
+    off = pod_specs(render(binaries, "--set", "devicePlugin.probe=off"))["device-plugin"]
+    assert "--probe=off" in arguments(off)
+
+
 def test_an_agent_gets_nvidias_library_where_it_may_use_it(binaries: Binaries) -> None:
     plain = pod_specs(render(binaries))["device-plugin"]
     assert "--nvml=off" in arguments(plain)
@@ -663,6 +669,7 @@ BAD_VALUES = {
     "devicePlugin.scanInterval=3601": "/devicePlugin/scanInterval",
     "devicePlugin.maxUnavailable=0": "/devicePlugin/maxUnavailable",
     "devicePlugin.privileged=yes": "/devicePlugin/privileged",
+    "devicePlugin.probe=false": "/devicePlugin/probe",
     "devicePlugin.nvml.hostPath=lib64": "/devicePlugin/nvml/hostPath",
     "devicePlugin.nvml.library=/usr/lib64/libnvidia-ml.so.1": "/devicePlugin/nvml/library",
     "devicePlugin.maxUnavailabel=1": "additional properties 'maxUnavailabel' not allowed",

@@ -21,13 +21,16 @@ from migcompat.sysfs.appearance import Appearance, appearance
 from migcompat.sysfs.scan import FoundDevice
 from migcompat.vfio.probe import NotKnown, Why
 from migcompat_deviceplugin import metrics, probes
+from migcompat_deviceplugin.allocate import Refused
 from migcompat_deviceplugin.app import Agent
 from migcompat_deviceplugin.inventory import NOT_ASKED_YET, Inventory
 from migcompat_deviceplugin.inventory import Device as InventoryDevice
-from migcompat_deviceplugin.probes import Answer, Asker, Probes
+from migcompat_deviceplugin.probes import Answer, Asker, Probes, Whom
 
-from tests.deviceplugin.world import CONTAINER, POOL, World, eventually, uuid
-from tests.support.fabricate import add_driver, link
+from tests.deviceplugin.world import CONTAINER, PARENT, POOL, World, eventually, uuid
+from tests.support import fleets
+from tests.support.fabricate import add_device_nodes, add_driver, add_mdev, link, write
+from tests.support.kubelet import PreStartError
 from tests.support.uevents import message
 from tests.support.vfio import P2P, PRE_COPY, STOP_COPY, FakeVfio
 
@@ -132,19 +135,98 @@ async def test_a_device_that_has_not_answered_is_not_advertised_and_holds_up_no_
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_a_device_that_hangs_is_advertised_in_the_end(
+async def test_a_device_that_hangs_is_advertised_once_that_has_ended(
     node: World, release: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
     timed_out = figure("TimedOut")
     node.add(1)
     hanging = node.plug(1, hang=release)
-    async with node.running(scan_interval=0.05):
+    node.add(2)
+    node.plug(2)
+    async with node.running(scan_interval=0.05) as agent:
         await node.registered(count=1)
-        assert answers(node) == {uuid(1): None}
+        await eventually(lambda: figure("TimedOut") == timed_out + 1)
+        node.add(3)
+        await node.registered(count=2)
+        assert node.kubelet.resources[POOL] == {uuid(2): True, uuid(3): True}
+        assert published(node, 1).health == "Unhealthy"
+        with pytest.raises(Refused, match=f"{uuid(1)}: the question .* still open"):
+            await agent._probes.let_go([uuid(1)])
+        release.set()
+        await node.registered(count=3)
+        assert answers(node)[uuid(1)] is None
         assert published(node, 1).peer_to_peer is None
+        await agent._probes.let_go([uuid(1)])
     assert hanging.asked == 1
     assert figure("TimedOut") == timed_out + 1
     assert f"{uuid(1)}: not known whether it can migrate: no answer within 0.5 s" in caplog.text
+
+
+async def test_no_target_starts_on_a_device_that_hangs(
+    node: World, hasty: None, release: threading.Event
+) -> None:
+    node.add(1)
+    node.add(2)
+    asked = node.plug(1, hang=release)
+    node.plug(2)
+    node.source_vm()
+    pod = node.target_pod()
+    async with node.running():
+        await node.registered(count=1)
+        await eventually(lambda: asked.asked)
+        node.kubelet.pods["tenant-a", pod.metadata.name] = {CONTAINER: {POOL: [uuid(1)]}}
+        await node.kubelet.admit("tenant-a", pod.metadata.name, CONTAINER, {})
+        with pytest.raises(PreStartError, match=r"migcompat guard: DeviceUnhealthy: .* still open"):
+            await node.kubelet.prestart("tenant-a", pod.metadata.name, CONTAINER)
+        release.set()
+        await eventually(lambda: asked.asked and not node.vfio.left_open)
+        await node.kubelet.prestart("tenant-a", pod.metadata.name, CONTAINER)
+
+
+VGPU = "vfio.migcompat.io/nvidia-1414"
+
+
+def vgpus(node: World) -> None:
+    """A vGPU as an mdev, one as a VF, and another device."""
+    pf, ids = "0000:41:00.0", ("0x10de", "0x2335")
+    add_device_nodes(node.dev, "vfio/101")
+    add_mdev(node.sysfs, PARENT, uuid(1), type_id=fleets.TYPE, driver="nvidia-vgpu-vfio", group=101)
+    node.vfio.plug(uuid(1), STOP_COPY, group="101", vfio_dev="vfio1")
+    node.add_function(f"pci0000:40/{pf}", driver="nvidia", group=5, ids=ids)
+    vf = node.add_function(
+        "pci0000:40/0000:41:00.4", driver="nvidia", group=77, ids=ids, vfio_dev="vfio9", physfn=pf
+    )
+    (vf / "nvidia").mkdir()
+    write(vf / "nvidia", {"current_vgpu_type": "1414"})
+    node.vfio.plug("0000:41:00.4", STOP_COPY, group="77", vfio_dev="vfio9")
+    node.add_function("pci0000:00/0000:00:05.0", group=55, vfio_dev="vfio7")
+    node.vfio.plug("0000:00:05.0", STOP_COPY, group="55", vfio_dev="vfio7")
+
+
+@pytest.mark.parametrize(
+    ("whom", "asked"),
+    [
+        (Whom.AUTO, {"0000:00:05.0"}),
+        (Whom.ALL, {"0000:00:05.0", "0000:41:00.4", uuid(1)}),
+        (Whom.OFF, set()),
+    ],
+)
+async def test_who_is_asked_can_be_chosen(
+    node: World, monkeypatch: pytest.MonkeyPatch, whom: Whom, asked: set[str]
+) -> None:
+    vgpus(node)
+    settings = node.settings
+    monkeypatch.setattr(
+        node, "settings", lambda **given: msgspec.structs.replace(settings(**given), probe=whom)
+    )
+    unasked = figure("NotAsked")
+    async with node.running() as agent:
+        for resource in (POOL, VGPU):
+            await node.registered(resource)
+        await eventually(lambda: settled(agent) and len(answers(node)) == 3)
+        assert {id_ for id_, migration in answers(node).items() if migration} == asked
+    assert bool(node.vfio.opened) is bool(asked)
+    assert figure("NotAsked") == unasked + 3 - len(asked)
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
@@ -196,11 +278,14 @@ async def test_a_device_that_hangs_is_not_asked_once_more_when_it_comes_back(
     node.add(1)
     hanging = node.plug(1, hang=release)
     async with node.running() as agent:
-        await node.registered(count=1)
+        await eventually(lambda: agent.state.inventory and hanging.asked)
         node.remove(1)
         await eventually(lambda: not agent.state.inventory and not answers(node))
         node.add(1)
         await eventually(lambda: answers(node) == {uuid(1): None})
+        await asyncio.sleep(2 * probes.PROBE_DEADLINE)
+        assert POOL not in node.kubelet.resources
+        release.set()
         await node.registered(count=1)
     assert hanging.asked == 1
     assert devices_opened(node) == ["vfio/devices/vfio1"]

@@ -21,6 +21,7 @@ from migcompat.sysfs.uevents import Listener, tell_of
 from migcompat_deviceplugin.app import Agent, Settings
 from migcompat_deviceplugin.devnodes import DevDir
 from migcompat_deviceplugin.manager import PREFIX
+from migcompat_deviceplugin.probes import Whom
 
 from tests.deviceplugin.fake_api import FakeApi, running_api
 from tests.support import fleets
@@ -183,6 +184,7 @@ class World:
             scan_interval=scan_interval,
             health_bind="127.0.0.1:0",
             allow_loosening=allow_loosening,
+            probe=Whom.ALL,
         )
 
     @asynccontextmanager

@@ -27,13 +27,14 @@ _GROUP = re.compile(r"\d{1,9}")
 
 
 class Why(enum.StrEnum):
-    """Why it is not known whether a device can migrate (``TimedOut``: callers have the deadlines)."""
+    """Why it is not known whether a device can migrate (``TimedOut``, ``NotAsked``: callers decide that)."""
 
     IN_USE = "InUse"
     NOT_ALLOWED = "NotAllowed"
     NO_NODE = "NoNode"
     FAILED = "Failed"
     TIMED_OUT = "TimedOut"
+    NOT_ASKED = "NotAsked"
 
 
 class NotKnown(NamedTuple):
