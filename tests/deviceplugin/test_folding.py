@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -46,8 +47,8 @@ def device(number: int, **fields: object) -> Device:
     return msgspec.structs.replace(base, **fields)
 
 
-def many(count: int) -> VFIONodeStatus:
-    """As the agent of a node with *count* mdevs of two kinds publishes it; two of them are held."""
+def many(count: int, held: Collection[int] = (0, 7)) -> VFIONodeStatus:
+    """As the agent of a node with *count* mdevs of two kinds publishes it; some of them are *held*."""
     kinds = [fleets.declared("1.0.0"), fleets.declared("1.1.0")]
     inventory = {
         uuid(n): InventoryDevice(
@@ -65,8 +66,8 @@ def many(count: int) -> VFIONodeStatus:
         )
         for n in range(count)
     }
-    held = {(fleets.POOL, uuid(n)): POD for n in (0, 7)}
-    return build(inventory, held, boot_id=fleets.BOOT, conditions=[], now=NOW)
+    holders = {(fleets.POOL, uuid(n)): POD for n in held}
+    return build(inventory, holders, boot_id=fleets.BOOT, conditions=[], now=NOW)
 
 
 def test_what_fits_is_left_alone() -> None:
@@ -80,13 +81,17 @@ def test_equal_devices_that_nobody_holds_are_counted_under_the_first() -> None:
     held = device(1, allocated_to=POD)
     other = device(4, problem="no driver")
     kept, condition = folded(
-        [device(0, numa_node=0), held, device(2), device(3, numa_node=1), other], limit=100
+        [device(0, numa_node=0), held, device(2), device(3, numa_node=1), other], limit=600
     )
     assert [(d.id, d.count) for d in kept] == [(uuid(0), 3), (uuid(1), 1), (uuid(4), 1)]
     assert kept[1:] == [held, other]
     assert (kept[0].parent, kept[0].iommu_group, kept[0].numa_node) == ("", "", None)
     assert (condition.status, condition.reason) == ("False", "Folded")
     assert condition.message.startswith("5 devices are too many for one object: 2 that nobody holds")
+
+
+def size(devices: list[Device]) -> int:
+    return len(msgspec.json.encode(devices))
 
 
 @pytest.mark.parametrize(
@@ -110,21 +115,70 @@ def test_equal_devices_that_nobody_holds_are_counted_under_the_first() -> None:
     ids=str,
 )
 def test_devices_that_differ_are_not_counted_together(fields: dict[str, object]) -> None:
-    kept, _ = folded([device(0), device(1), device(2, **fields)], limit=100)
+    devices = [device(0), device(1), device(2, **fields)]
+    kept, _ = folded(devices, size(devices) - 1)
     assert [(d.id, d.count) for d in kept] == [(uuid(0), 2), (uuid(2), 1)]
 
 
 def test_devices_that_one_pod_holds_are_not_counted_together() -> None:
     held = [device(n, allocated_to=POD) for n in range(2)]
-    kept, _ = folded(held, limit=100)
-    assert kept == held
+    kept, _ = folded(held, size(held) - 1)
+    assert [(d.id, d.count) for d in kept] == [(d.id, 1) for d in held]
 
 
 def test_the_limit_itself_fits() -> None:
     devices = [device(0), device(1)]
-    size = len(msgspec.json.encode(devices))
-    assert folded(devices, limit=size)[0] == devices
-    assert len(folded(devices, limit=size - 1)[0]) == 1
+    assert folded(devices, limit=size(devices))[0] == devices
+    assert len(folded(devices, limit=size(devices) - 1)[0]) == 1
+
+
+def test_what_is_held_tells_no_place_before_anything_is_left_out() -> None:
+    held = [
+        device(n, allocated_to=POD, numa_node=1, problem="why", driver="d", type="t", pci_id="10de2335")
+        for n in range(4)
+    ]
+    short = [
+        msgspec.structs.replace(one, parent="", iommu_group="", numa_node=None, problem="") for one in held
+    ]
+    kept, condition = folded(held, limit=size(short))
+    assert kept == short
+    assert (condition.status, condition.reason) == ("False", "Shortened")
+    assert "parents, NUMA nodes, IOMMU groups and problems are left out" in condition.message
+
+
+def test_in_the_end_entries_are_left_out_held_ones_last_but_for_half_of_the_room() -> None:
+    """Free ones that differ, so that they cannot be folded; and held ones."""
+    free = [device(n, shown=f"{n:04}", parent="", iommu_group="") for n in range(20)]
+    held = [device(n, allocated_to=POD, parent="", iommu_group="") for n in range(20, 40)]
+    for limit in (0, 1, 100, 500, 1000, 2000, 4000):
+        kept, condition = folded([*free, *held], limit)
+        assert not kept or size(kept) <= limit
+        assert condition.reason == "Incomplete"
+        assert [d.id for d in kept] == sorted(d.id for d in kept)
+        numbers = [sum(one in kept for one in some) for some in (held, free)]
+        assert f"; {20 - numbers[0]} devices that pods hold" in condition.message
+        assert f", nor {20 - numbers[1]} free ones" in condition.message
+    assert numbers[1] * (size(free) - 2) / 20 <= 2000
+    assert all(numbers)
+    few, _ = folded([*free, *held[:2]], 2500)
+    assert [d.id for d in few if d.allocated_to] == [d.id for d in held[:2]]
+    assert size(few) > 2500 - 200, "room that is left is used"
+
+
+def test_thousands_of_held_devices_are_published_as_far_as_possible() -> None:
+    status = many(MANY, held=range(0, 8000, 2))
+    assert len(msgspec.json.encode(status)) < 1024 * 1024
+    condition = next(c for c in status.conditions if c.type == "DevicesListed")
+    assert (condition.status, condition.reason) == ("False", "Incomplete")
+    assert len(condition.message) <= 1024
+    held = [d for d in status.devices if d.allocated_to]
+    assert len(held) > 2000
+    assert sum(d.count for d in status.devices if not d.allocated_to) == MANY - 4000, "free ones are counted"
+    assert f"; {4000 - len(held)} devices that pods hold are not listed" in condition.message
+    fleet = Fleet()
+    fleet.put_node(fleets.node("big"))
+    fleet.put_vfionode(VFIONode(ObjectMeta(name="big"), status))
+    assert fleet._targets_of("big")
 
 
 def test_ten_thousand_mdevs_are_placed_as_if_all_were_listed() -> None:
@@ -151,8 +205,8 @@ async def test_a_real_api_server_takes_ten_thousand_mdevs(control_plane: Control
         client = await stack.enter_async_context(Client(connection(str(control_plane.kubeconfig))))
         await client.create(NODES, {"metadata": {"name": name}})
         made = await client.create(VFIONODES, {"metadata": {"name": name}})
-        for count in (2000, 10, MANY):
-            status = many(count)
+        for count, held in ((2000, 2), (10, 2), (MANY, 2), (MANY, 4000), (MANY, MANY)):
+            status = many(count, range(held))
             made = await client.replace(
                 VFIONODES, msgspec.structs.replace(made, status=status), name, subresource="status"
             )
