@@ -113,6 +113,18 @@ async def test_what_devices_answer_is_published_before_they_are_served(node: Wor
     assert node.vfio.left_open == []
 
 
+async def test_a_target_does_not_start_with_a_device_that_cannot_migrate(node: World) -> None:
+    """Whatever the device declares: its VM could not be loaded into it."""
+    node.add(1)
+    node.plug(1, -errno.ENOTTY)
+    node.source_vm(version="1.0.0")
+    pod = node.target_pod()
+    async with node.running():
+        await node.registered(count=1)
+        with pytest.raises(PreStartError, match="NotMigratable: the target"):
+            await node.start_target(pod)
+
+
 async def test_a_device_that_has_not_answered_is_not_advertised_and_holds_up_no_other(
     node: World, release: threading.Event
 ) -> None:

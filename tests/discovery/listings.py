@@ -58,6 +58,10 @@ class Listing:
         """Names in /dev/vfio/devices."""
         return set(re.findall(r"^crw.* (vfio\d+)$", self.text, re.MULTILINE))
 
+    def migratable(self) -> set[str]:
+        """Device ids with a directory ``migration`` in /sys/kernel/debug/vfio."""
+        return set(re.findall(r"^/sys/kernel/debug/vfio/([^/\s]+)/migration$", self.text, re.MULTILINE))
+
     def debugged(self) -> set[str]:
         """Device ids in /sys/kernel/debug/vfio."""
         return set(re.findall(r"^/sys/kernel/debug/vfio/([^/\s]+)$", self.text, re.MULTILINE))

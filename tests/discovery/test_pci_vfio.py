@@ -112,6 +112,18 @@ def test_what_vfio_lists_for_debugging(sys: Path, features: str, expected: str |
     assert shown(sys).get("migration_features") == expected
 
 
+def test_a_device_that_vfio_knows_and_its_driver_cannot_migrate(sys: Path) -> None:
+    add_function(sys, VF, driver="vfio-pci", group=2)
+    debug = sys / "kernel/debug/vfio/0000:01:00.1"
+    debug.parent.mkdir(parents=True)
+    assert "migration_features" not in shown(sys), "VFIO does not know it yet"
+    debug.mkdir()
+    assert shown(sys)["migration_features"] == "none"
+    debug.rmdir()
+    debug.write_text("no directory")
+    assert "migration_features" not in shown(sys)
+
+
 def test_debugfs_of_a_kernel_before_it_listed_features(sys: Path) -> None:
     add_function(sys, VF, driver="mlx5_vfio_pci", group=2)
     (sys / "kernel/debug/vfio/0000:01:00.1/migration").mkdir(parents=True)

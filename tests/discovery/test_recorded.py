@@ -11,7 +11,7 @@ from migcompat.engine.declaration import Kind
 from migcompat.sysfs.scan import FoundDevice, scan
 
 from tests.discovery import listings
-from tests.support.sysfs import DATA, KERNELS, TREES
+from tests.support.sysfs import DATA, KERNELS, TREES, unpack
 
 Recorded = Callable[[str, str], Path]
 
@@ -200,3 +200,17 @@ def test_recorded_devices_declare_nothing(recorded: Recorded) -> None:
     found = by_id(recorded(NEW, "2-vfio-mdev"))
     assert {device.declaration.layout for device in found.values()} == {""}
     assert all(device.declaration.kind is device.kind for device in found.values())
+
+
+def test_what_debugfs_tells_is_what_the_devices_answered(tmp_path: Path) -> None:
+    """The recording has no debugfs, but its listing; the ioctl's answers were recorded beside it."""
+    root, listing = unpack(NEW, RECORDED_STAGE, tmp_path), listings.Listing(NEW)
+    for device in listing.debugged():
+        (root / "kernel/debug/vfio" / device).mkdir(parents=True)
+    for device in listing.migratable():
+        (root / "kernel/debug/vfio" / device / "migration").mkdir()
+    told = {id: device.declaration.shown.get("migration_features") for id, device in by_id(root).items()}
+    answers = json.loads((DATA / NEW / "vfio-results.json").read_text())["devices"]
+    refused = {id for id, ways in answers.items() if "errno ENOTTY" in json.dumps(ways)}
+    assert listing.migratable() == {id for id in told if told[id] is None} == told.keys() - refused
+    assert {told[id] for id in told.keys() & refused} == {"none"}

@@ -9,8 +9,8 @@ import pytest
 from migcompat.api import names
 from migcompat.api.compatibilitypolicy import CompatibilityPolicy
 from migcompat.api.meta import ObjectMeta
+from migcompat.api.vfionode import Migration, MigrationState, VFIONode
 from migcompat.api.vfionode import Mode as NodeMode
-from migcompat.api.vfionode import VFIONode
 from migcompat.engine.declaration import Declaration, Kind, Presence
 from migcompat.fleet.fleet import Fleet
 from migcompat.fleet.migrant import Facts, Migrant, Mode
@@ -370,6 +370,78 @@ def test_peer_to_peer_is_needed_for_several_devices_where_known() -> None:
     )
     fleet.put_vfionode(msgspec.structs.replace(target, status=status))
     assert fleet.fit(migrant_of(fleet), "n2").reason == "PeerToPeerUnsupported"
+
+
+CAN, CANNOT = Migration(True, (MigrationState.STOP_COPY,)), Migration(False)
+
+
+@pytest.mark.parametrize("name", ["node-1", "n2"])
+@pytest.mark.parametrize("declares", [True, False])
+def test_what_the_kernel_cannot_migrate_goes_nowhere_whatever_policy_says(name: str, declares: bool) -> None:
+    fleet = fleet_of({"n2": ["1.1.0"]})
+    if not declares:
+        holder = {"src": ("tenant-a", "virt-launcher-vm-a-src")}
+        fleet.put_vfionode(vfionode("node-1", {"src": BARE}, allocated=holder))
+        fleet.put_vfionode(vfionode("n2", {"n2-0": BARE}))
+    fleet.put_policy(policy("lax", unknown="Allow"))
+    assert fleet.fit(migrant_of(fleet), "n2").compatible, "not known is no obstacle"
+    item = fleet.vfionode(name)
+    assert item is not None
+    id_ = item.status.devices[0].id
+    fleet.put_vfionode(altered(item, **{id_: {"migration": CAN}}))
+    assert fleet.fit(migrant_of(fleet), "n2").compatible
+    fleet.put_vfionode(altered(item, **{id_: {"migration": CANNOT}}))
+    fit = fleet.fit(migrant_of(fleet), "n2")
+    assert (fit.compatible, fit.free, fit.reason) == (False, False, "NotMigratable")
+    assert (
+        fit.message == f"the {'source' if name == 'node-1' else 'target'}'s driver cannot migrate this device"
+    )
+
+
+def test_of_several_devices_one_that_can_migrate_is_taken() -> None:
+    fleet = fleet_of({"n2": ["1.1.0", "1.1.0"]})
+    item = fleet.vfionode("n2")
+    assert item is not None
+    fleet.put_vfionode(altered(item, **{"n2-0": {"migration": CANNOT}}))
+    fit = fleet.fit(migrant_of(fleet), "n2")
+    assert [assigned.id for assigned in fit.assignment] == ["n2-1"]
+    fleet.put_vfionode(altered(item, **{"n2-0": {"migration": CANNOT}, "n2-1": {"migration": CANNOT}}))
+    assert fleet.fit(migrant_of(fleet), "n2").reason == "NotMigratable"
+
+
+def test_an_unknown_source_is_not_allowed_onto_what_cannot_migrate() -> None:
+    fleet = fleet_of({"n2": ["1.1.0", "1.1.0"]})
+    fleet.put_policy(policy("lax", unknown="Allow"))
+    fleet.drop_vfionode("node-1")
+    item = fleet.vfionode("n2")
+    assert item is not None
+    fleet.put_vfionode(altered(item, **{"n2-0": {"migration": CANNOT}}))
+    assert fleet.fit(migrant_of(fleet), "n2").reason == "Unknown"
+    assert fleet.fit(migrant_of(fleet), "n2").compatible
+    fleet.put_vfionode(altered(item, **{"n2-0": {"migration": CANNOT}, "n2-1": {"migration": CANNOT}}))
+    assert fleet.fit(migrant_of(fleet), "n2").reason == "NotMigratable"
+
+
+@pytest.mark.parametrize(
+    ("features", "migration", "compatible"),
+    [
+        ("none", None, False),
+        ("dirty-tracking", None, False),
+        ("p2p+stop-copy", None, True),
+        ("none", CAN, True),
+        ("stop-copy", CANNOT, False),
+    ],
+)
+def test_debugfs_counts_where_the_kernel_was_not_asked(
+    features: str, migration: Migration | None, compatible: bool
+) -> None:
+    fleet = fleet_of({"n2": ["1.1.0"]})
+    item = fleet.vfionode("n2")
+    assert item is not None
+    item = altered(item, **{"n2-0": {"migration": migration, "shown": "s"}})
+    status = msgspec.structs.replace(item.status, shown={"s": {"migration_features": features}})
+    fleet.put_vfionode(msgspec.structs.replace(item, status=status))
+    assert fleet.fit(migrant_of(fleet), "n2").compatible is compatible
 
 
 def test_most_specific_policy_governs_the_target() -> None:

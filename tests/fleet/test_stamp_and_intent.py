@@ -24,6 +24,14 @@ def test_round_trip_drops_only_the_key() -> None:
     assert found.devices[0].declaration == MIGRANT.devices[0].declaration
 
 
+@pytest.mark.parametrize("migratable", [None, True, False])
+def test_whether_the_source_can_migrate_is_in_the_stamp(migratable: bool | None) -> None:
+    device = MigrantDevice(POOL, declared(), "id", "p", migratable)
+    text = stamp.encode(msgspec.structs.replace(MIGRANT, devices=(device,)), "m-1")
+    assert stamp.decode(text, "m-1").devices[0].migratable is migratable
+    assert ("migratable" in text) is (migratable is not None)
+
+
 @pytest.mark.parametrize(
     ("text", "uid", "why"),
     [

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from migcompat.api.vfionode import Device, Health, VFIONodeStatus, declaration
 from migcompat.engine.policy import supply
 from migcompat.fleet.fit import Target
 from migcompat.fleet.judge import content_key
 from migcompat.fleet.migrant import MigrantDevice
 from migcompat.fleet.policies import Selected
+
+_FEATURES = "migration_features"
+_STOP_COPY = "stop-copy"
 
 
 def migrant_device(status: VFIONodeStatus, device: Device, selected: Selected) -> MigrantDevice | None:
@@ -17,7 +22,15 @@ def migrant_device(status: VFIONodeStatus, device: Device, selected: Selected) -
         return None
     supplied = supply(declared, selected.policy)
     key = content_key(supplied)
-    return MigrantDevice(device.resource, supplied, device.id, device.profile, device.peer_to_peer, key)
+    return MigrantDevice(
+        resource=device.resource,
+        declaration=supplied,
+        id=device.id,
+        profile=device.profile,
+        migratable=_migratable(device, supplied.shown),
+        peer_to_peer=device.peer_to_peer,
+        key=key,
+    )
 
 
 def target(status: VFIONodeStatus, device: Device, selected: Selected) -> Target | None:
@@ -35,5 +48,18 @@ def target(status: VFIONodeStatus, device: Device, selected: Selected) -> Target
         key=content_key(supplied),
         policy=selected.policy,
         policy_key=selected.key,
+        migratable=_migratable(device, supplied.shown),
         peer_to_peer=device.peer_to_peer,
     )
+
+
+def _migratable(device: Device, shown: Mapping[str, str]) -> bool | None:
+    """Whether the driver of *device* can save and load its state; None where nobody has said.
+
+    The kernel's answer (``VFIO_DEVICE_FEATURE_MIGRATION``) comes first; where it was not asked, what VFIO
+    lists in debugfs, of the same flags (docs/reference/attributes.md, ``migration_features``).
+    """
+    if device.migration is not None:
+        return device.migration.supported
+    features = shown.get(_FEATURES)
+    return None if features is None else _STOP_COPY in features.split("+")

@@ -11,11 +11,15 @@ from migcompat.engine.declaration import Declaration
 from migcompat.engine.policy import DEFAULT_POLICY, Choice, Policy
 from migcompat.engine.verdict import Reason, Verdict
 from migcompat.fleet.judge import Judge, Overlay, content_key
-from migcompat.fleet.migrant import Migrant
+from migcompat.fleet.migrant import Migrant, MigrantDevice
 
 NOT_ENOUGH = "NotEnoughDevices"
 NO_P2P = "PeerToPeerUnsupported"
 NONE_FREE = "NoneFree"
+
+_TARGET_CANNOT = Verdict(False, Reason.NOT_MIGRATABLE, "the target's driver cannot migrate this device")
+_SOURCE_CANNOT = Verdict(False, Reason.NOT_MIGRATABLE, "the source's driver cannot migrate this device")
+"""What the kernel says of a device is harder than what it declares: ``unknown: Allow`` waives neither."""
 
 _STAGES = {
     reason: stage
@@ -46,6 +50,7 @@ class Target(msgspec.Struct, frozen=True):
     """A device that could take over state: its declaration, supplied parts included, and its policy.
 
     ``key`` and ``policy_key`` are content digests (empty ``key``: computed when needed). ``held``: by a pod.
+    ``migratable``, ``peer_to_peer``: as of a :class:`~migcompat.fleet.migrant.MigrantDevice`.
     """
 
     id: str
@@ -56,6 +61,7 @@ class Target(msgspec.Struct, frozen=True):
     key: str = ""
     policy: Policy = DEFAULT_POLICY
     policy_key: str = ""
+    migratable: bool | None = None
     peer_to_peer: bool | None = None
 
 
@@ -136,20 +142,27 @@ def _verdicts(migrant: Migrant, targets: Sequence[Target], judge: Judge) -> list
     overlay = Overlay.of(migrant)
     rows = []
     for device in migrant.devices:
-        source = (device.key or content_key(device.declaration), device.declaration)
         rows.append(
             {
-                index: judge.verdict(
-                    source,
-                    (target.key or content_key(target.declaration), target.declaration),
-                    (target.policy_key, target.policy),
-                    overlay,
-                )
+                index: _verdict(device, target, judge, overlay)
                 for index, target in enumerate(targets)
                 if target.resource == device.resource
             }
         )
     return rows
+
+
+def _verdict(device: MigrantDevice, target: Target, judge: Judge, overlay: Overlay) -> Verdict:
+    if device.migratable is False:
+        return _SOURCE_CANNOT
+    if target.migratable is False:
+        return _TARGET_CANNOT
+    return judge.verdict(
+        (device.key or content_key(device.declaration), device.declaration),
+        (target.key or content_key(target.declaration), target.declaration),
+        (target.policy_key, target.policy),
+        overlay,
+    )
 
 
 def _fit_unknown(migrant: Migrant, targets: Sequence[Target], reserved: int) -> Fit:
@@ -158,8 +171,11 @@ def _fit_unknown(migrant: Migrant, targets: Sequence[Target], reserved: int) -> 
     There are at least as many targets as the migrant asks for, which anyone who makes a pod may exaggerate.
     """
     message = migrant.problem or "the devices of the source are not known"
+    able = [t for t in targets if t.migratable is not False]
+    if any(all(t.resource != resource for t in able) for resource in migrant.asks):
+        return Fit(False, False, _TARGET_CANNOT.reason, _TARGET_CANNOT.message)
     asked = [resource for resource, count in sorted(migrant.asks.items()) for _ in range(count)]
-    willing = [t for t in targets if t.policy.unknown == Choice.ALLOW]
+    willing = [t for t in able if t.policy.unknown == Choice.ALLOW]
     rows = [{i: () for i, t in enumerate(willing) if t.resource == resource} for resource in asked]
     if not asked or assign(rows) is None:
         return Fit(False, False, Reason.UNKNOWN, message)

@@ -34,7 +34,8 @@ class Facts(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
 class MigrantDevice(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     """One device of the VM, with what its source's policy supplies already filled in.
 
-    ``peer_to_peer``: whether its driver supports P2P migration states; None where that is not known.
+    ``migratable``: whether its driver can save and load state at all, ``peer_to_peer``: whether it supports
+    P2P migration states; None where that is not known.
     ``key``: digest of the declaration, where it was computed already.
     """
 
@@ -42,6 +43,7 @@ class MigrantDevice(msgspec.Struct, frozen=True, omit_defaults=True, rename="cam
     declaration: Declaration
     id: str = ""
     profile: str = ""
+    migratable: bool | None = None
     peer_to_peer: bool | None = None
     key: str = ""
 
