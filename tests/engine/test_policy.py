@@ -266,11 +266,50 @@ class TestLikeMe:
         assert filled.self == flawed
         assert filled.accepts.entries == (Entry(unknown=("pci_revision",)),)
 
-    def test_what_only_the_source_does_not_show_is_missing(self) -> None:
-        found = decide(
-            supply(Declaration(Kind.PHYSICAL, shown=SELF), self.POLICY), supply(showing(), self.POLICY)
-        )
-        assert found.reason == "AttributeMissingOnSource"
+    def test_what_only_the_source_does_not_show_is_unknown_too(self) -> None:
+        dumb = supply(Declaration(Kind.PHYSICAL, shown=SELF), self.POLICY)
+        found = decide(dumb, supply(showing(), self.POLICY))
+        assert (found.compatible, found.reason, found.entry) == (False, "Unknown", 0)
+        assert found.message == "pci_revision: the policy compares it, and the source does not show it"
+        assert decide(dumb, supply(showing(), self.POLICY), ALLOWING).compatible
+        other = Policy(supplied_compatible=(*self.POLICY.supplied_compatible, {"type": SELF["type"]}))
+        found = decide(dumb, supply(showing(), other))
+        assert (found.reason, found.entry) == ("Compatible", 1)
+
+    def test_what_is_known_not_to_match_is_not_unknown_for_the_source_either(self) -> None:
+        policy = Policy(supplied_compatible=({"ecc_mode": "off", "pci_revision": "{self:pci_revision}"},))
+        dumb = Declaration(Kind.PHYSICAL, shown={**SELF, "ecc_mode": "on"})
+        found = decide(supply(dumb, policy), supply(showing(), policy), ALLOWING)
+        assert (found.compatible, found.reason) == (False, "AttributeMismatch")
+
+    def test_what_neither_shows_is_the_targets(self) -> None:
+        dumb = supply(Declaration(Kind.PHYSICAL, shown=SELF), self.POLICY)
+        assert "the target does not show it" in decide(dumb, dumb).message
+
+    def test_what_is_ignored_or_empty_need_not_be_shown(self) -> None:
+        dumb = supply(Declaration(Kind.PHYSICAL, shown=SELF), self.POLICY)
+        ignoring = msgspec.structs.replace(self.POLICY, ignored_attributes=("pci_revision",))
+        assert decide(dumb, supply(showing(), ignoring), ignoring).compatible
+        empty = msgspec.structs.replace(self.POLICY, supplied_self={"pci_revision": ""})
+        assert decide(dumb, supply(showing(), empty)).compatible
+
+    @pytest.mark.parametrize(
+        "says", [{"self": own(SELF)}, {"accepts": Acceptance(Presence.PRESENT, (Entry(ENTRY),))}]
+    )
+    def test_a_source_that_declares_anything_lacks_what_it_does_not_declare(
+        self, says: dict[str, SelfSet | Acceptance]
+    ) -> None:
+        declared = Declaration(Kind.PHYSICAL, shown=SELF, **says)  # type: ignore[arg-type]
+        found = decide(supply(declared, self.POLICY), supply(showing(), self.POLICY), ALLOWING)
+        assert (found.compatible, found.reason) == (False, "AttributeMissingOnSource")
+
+    def test_a_value_that_the_policy_names_and_a_devices_own_entry_are_demanded(self) -> None:
+        dumb = supply(Declaration(Kind.PHYSICAL, shown=SELF), self.POLICY)
+        literal = Policy(supplied_compatible=({"pci_revision": "a1"},))
+        assert decide(dumb, supply(showing(), literal), ALLOWING).reason == "AttributeMissingOnSource"
+        accepts = Acceptance(Presence.PRESENT, (Entry({**ENTRY, "pci_revision": "a1"}),))
+        declared = msgspec.structs.replace(showing(), self=own(SELF), accepts=accepts)
+        assert decide(dumb, declared, ALLOWING).reason == "AttributeMissingOnSource"
 
     def test_keeps_braces_out_of_a_devices_own_entries(self) -> None:
         device = target({**ENTRY, "type": "{self:type}"})

@@ -126,7 +126,8 @@ VGPU_CASES: list[tuple[str, Changes, Changes]] = [
     ("VersionMinorOlder", {"software_version": "580.65.06"}, {}),
     ("VersionMajorMismatch", {"software_version": "570.172.07"}, {}),
     ("Unknown", {}, {"ecc_mode": None, "vgpu_versions": None}),
-    ("AttributeMissingOnSource", {"ecc_mode": None, "vgpu_versions": None}, {}),
+    ("Unknown", {"ecc_mode": None, "vgpu_versions": None}, {}),
+    ("AttributeMismatch", {"ecc_mode": None, "vgpu_versions": "6+7"}, {}),
     # Without a driver's version it says nothing: a whole GPU on vfio-pci, for instance.
     ("NotMigratable", {"software_version": None}, {}),
 ]
@@ -138,7 +139,7 @@ CASES = [
     Case("xe", BMG, "ApiSpecificMismatch", target={"pci_id": "8086e20b", "type": "pci-8086-e20b"}),
     Case("xe", BMG, "AttributeMismatch", target={"pci_revision": "02"}),
     Case("xe", BMG, "Unknown", target={"pci_revision": None}),
-    Case("xe", BMG, "AttributeMissingOnSource", source={"pci_revision": None}),
+    Case("xe", BMG, "Unknown", source={"pci_revision": None}),
     # mtty: the number of ports, which is the type's.
     Case("mtty", MTTY, "Compatible"),
     Case("mtty", MTTY, "TypeMismatch", source={"type": "mtty-1"}),
@@ -161,6 +162,8 @@ CASES = [
     Case("mlx5", CX7, "ApiSpecificMismatch", target={"pci_id": "15b3101c"}),
     Case("mlx5", CX7, "AttributeMismatch", target={"pci_revision": "01"}),
     Case("mlx5", CX7, "Unknown", target={"psid": None, "firmware_version": None}),
+    Case("mlx5", CX7, "Unknown", source={"psid": None, "firmware_version": None}),
+    Case("mlx5", CX7, "AttributeMismatch", source={"psid": None, "firmware_version": "28.39.1002"}),
     # pds: the firmware version is not shown.
     Case("pds", PDS, "Unknown"),
     Case("pds", PDS, "Compatible", own={"firmware_version": "1.80.0"}),

@@ -73,7 +73,9 @@ class Declaration(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``shown``: attributes by canonical name that it does not declare, but that its provider found elsewhere
     (docs/reference/attributes.md). They are no part of ``self`` until a policy supplies something for the
-    device (:func:`migcompat.engine.policy.supply`).
+    device (:func:`migcompat.engine.policy.supply`). From then on, ``silent``: the device itself declares
+    nothing; ``compared``: by index of an entry that the policy has supplied, the attributes in it that stand
+    for the device's own.
     """
 
     kind: Kind
@@ -81,3 +83,5 @@ class Declaration(msgspec.Struct, frozen=True, omit_defaults=True):
     accepts: Acceptance = Acceptance()
     layout: str = ""
     shown: dict[str, str] = {}
+    silent: bool = False
+    compared: dict[int, tuple[str, ...]] = {}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import msgspec
 
 from migcompat.engine.attributes import MAX_ENTRIES, MUST, Draft, canonical_name, checked_self
-from migcompat.engine.declaration import Acceptance, Declaration, Entry, Presence, SelfSet
+from migcompat.engine.declaration import Declaration, Entry, Presence, SelfSet
 from migcompat.engine.templates import TemplateError, understand
 
 
@@ -115,18 +115,17 @@ def supply(declaration: Declaration, policy: Policy) -> Declaration:
     because it lacks a must attribute, but no other malformed and no unreadable one. What the policy does not
     supply itself is taken from what the device shows: must attributes, and those that the policy's entries
     name. Entries are appended, whatever became of the device's own; in them ``{self:<attribute>}`` stands for
-    the device's own value, and where it has none, nobody can tell whether the entry matches (``Unknown``),
-    unless something else in it does not.
+    the device's own value, and where it has none, or a source that declares nothing lacks the attribute,
+    nobody can tell whether the entry matches (``Unknown``), unless something else in it does not.
     """
     if not (policy.supplied_self or policy.supplied_compatible):
         return declaration
     own = _filled(declaration, policy)
-    accepts = (
-        _extended(declaration.accepts, own, policy) if policy.supplied_compatible else declaration.accepts
-    )
-    if own is declaration.self and accepts is declaration.accepts:
-        return declaration
-    return msgspec.structs.replace(declaration, self=own, accepts=accepts)
+    filled = declaration
+    if own is not declaration.self:
+        silent = declaration.self.presence is declaration.accepts.presence is Presence.ABSENT
+        filled = msgspec.structs.replace(declaration, self=own, silent=silent)
+    return _extended(filled, policy) if policy.supplied_compatible else filled
 
 
 def _filled(declaration: Declaration, policy: Policy) -> SelfSet:
@@ -163,13 +162,26 @@ def _shown(shown: Mapping[str, str], policy: Policy) -> dict[str, str]:
     return found
 
 
-def _extended(accepts: Acceptance, own: SelfSet, policy: Policy) -> Acceptance:
-    """*accepts* with the policy's entries, for a device that is *own*."""
+def _extended(filled: Declaration, policy: Policy) -> Declaration:
+    """*filled* with the policy's entries behind its own."""
+    own, accepts = filled.self, filled.accepts
     known = own.attributes if own.presence is Presence.PRESENT else {}
-    added = [_entry(attributes, known) for attributes in policy.supplied_compatible]
-    entries = (*accepts.entries, *(entry for entry in added if entry is not None))
+    entries = list(accepts.entries)
+    compared: dict[int, tuple[str, ...]] = {}
+    for attributes in policy.supplied_compatible:
+        entry = _entry(attributes, known)
+        if entry is not None:
+            compared[len(entries)] = _compared(attributes, known)
+            entries.append(entry)
     presence = Presence.PRESENT if entries and accepts.presence is Presence.ABSENT else accepts.presence
-    return msgspec.structs.replace(accepts, entries=entries, presence=presence)
+    extended = msgspec.structs.replace(accepts, entries=tuple(entries), presence=presence)
+    return msgspec.structs.replace(filled, accepts=extended, compared=compared)
+
+
+def _compared(attributes: Mapping[str, str], own: Mapping[str, str]) -> tuple[str, ...]:
+    """The attributes of a supplied entry that stand for something that a device that is *own* has."""
+    names = (name for name, value in attributes.items() if any(map(own.get, _OWN.findall(value))))
+    return tuple(sorted(map(canonical_name, names)))
 
 
 def _entry(attributes: Mapping[str, str], own: Mapping[str, str]) -> Entry | None:

@@ -138,10 +138,16 @@ class _Recorder:
         self.entries |= {index: EntryTrace(index, problem=why) for index, why in problems.items()}
 
     def matcher(
-        self, index: int, source: Mapping[str, str], target: SelfSet | None, kind: Kind, ruled: Rules
+        self,
+        index: int,
+        source: Mapping[str, str],
+        target: SelfSet | None,
+        kind: Kind,
+        ruled: Rules,
+        unknown: tuple[str, ...],
     ) -> Matcher:
         telling = _Telling(source, target, kind, ruled)
-        telling.unknown = self._target.accepts.entries[index].unknown
+        telling.unknown = unknown
         telling.tell = functools.partial(self._tell, index)
         return telling
 
@@ -315,10 +321,11 @@ class _Telling(Matcher):
             rule = Rule.NONE if pattern is None else Rule.ENTRY
             of_parent = name == specific == PCI_ID and self._kind is not Kind.PHYSICAL and pattern is None
             if name in self.unknown:
-                note = "the policy compares it, and the target does not show it"
+                who = "source" if pattern is not None else "target"
+                note = f"the policy compares it, and the {who} does not show it"
                 self._put(
                     name,
-                    None,
+                    pattern,
                     Rule.POLICY,
                     how="own value",
                     section="§5 unknown",

@@ -13,7 +13,6 @@ from migcompat.engine.matching import (
     STAGE_ALL,
     Matcher,
     Outcome,
-    Rules,
     UnusableEntryError,
     compile_entry,
     rules,
@@ -58,8 +57,9 @@ class Recorder(Protocol):
         target: SelfSet | None,
         kind: Kind,
         ruled: Rules,
+        unknown: tuple[str, ...],
     ) -> Matcher:
-        """What to match the entry *index* with."""
+        """What to match the entry *index* with; *unknown*: attributes that cannot be compared."""
 
     def back(self) -> Recorder:
         """Who looks on at the way back."""
@@ -126,14 +126,16 @@ def _one_way(source: Declaration, target: Declaration, policy: Policy, recorder:
     if ours.presence is Presence.MALFORMED:
         return Verdict(False, Reason.MALFORMED_SELF, f"the source's self is malformed: {ours.problem}")
     ruled = rules(policy, (*source.accepts.sets, *target.accepts.sets), target.accepts.dynamic)
-    verdict = msgspec.structs.replace(_best(ours, own, target, policy, ruled, recorder=recorder), rank=ranked)
+    verdict = _best(source, ours, own, target, policy, ruled, recorder=recorder)
+    verdict = msgspec.structs.replace(verdict, rank=ranked)
     unread = _unread(own, target.accepts)
     if unread and not verdict.compatible:
         return _unknown(Reason.UNKNOWN, unread, policy, ranked)
     return verdict
 
 
-def _best(
+def _best(  # noqa: PLR0917
+    source: Declaration,
     ours: SelfSet,
     own: SelfSet,
     target: Declaration,
@@ -155,22 +157,25 @@ def _best(
     untold: tuple[int, str] | None = None
     for index, entry in usable.items():
         unknown = target.accepts.entries[index].unknown
-        known = ruled.without(unknown)
+        compared = target.compared.get(index, ()) if source.silent else ()
+        unsaid = tuple(name for name in compared if name not in ours.attributes.keys() | ruled.ignored)
+        known = ruled.without((*unknown, *unsaid))
         if recorder is None:
             matcher = Matcher(ours.attributes, itself, target.kind, known)
         else:
-            matcher = recorder.matcher(index, ours.attributes, itself, target.kind, known)
+            untellable = (*unknown, *unsaid)
+            matcher = recorder.matcher(index, ours.attributes, itself, target.kind, known, untellable)
         outcome = matcher.match(entry)
-        if unknown and (outcome.stage == STAGE_ALL or outcome.reason is Reason.MALFORMED_SELF):
+        if (unknown or unsaid) and (outcome.stage == STAGE_ALL or outcome.reason is Reason.MALFORMED_SELF):
             # All that is known of it matches.
-            untold = untold or (index, unknown[0])
+            who, name = ("target", unknown[0]) if unknown else ("source", unsaid[0])
+            untold = untold or (index, f"{name}: the policy compares it, and the {who} does not show it")
             continue
         outcomes.append((index, outcome))
         if outcome.stage == STAGE_ALL:
             break
     if untold and not (outcomes and outcomes[-1][1].stage == STAGE_ALL):
-        message = f"{untold[1]}: the policy compares it, and the target does not show it"
-        return msgspec.structs.replace(_unknown(Reason.UNKNOWN, message, policy), entry=untold[0])
+        return msgspec.structs.replace(_unknown(Reason.UNKNOWN, untold[1], policy), entry=untold[0])
     index, outcome = max(outcomes, key=lambda pair: pair[1].stage)
     return Verdict(
         outcome.stage == STAGE_ALL,

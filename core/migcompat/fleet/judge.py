@@ -77,4 +77,5 @@ class Judge:
 
 def content_key(declaration: Declaration) -> str:
     """The key of a declaration's content; where it was read from does not matter."""
-    return digest((declaration.kind, declaration.self, declaration.accepts))
+    said = declaration.kind, declaration.self, declaration.accepts
+    return digest((*said, declaration.silent, sorted(declaration.compared.items())))
