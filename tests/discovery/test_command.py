@@ -68,12 +68,13 @@ def test_text(run: Callable[..., tuple[int, str]], node: Path) -> None:
     assert "  self: device_api=vfio-pci software_version=1.2.0 type=mtty-2" in lines
     assert "  compatible[0]: device_api=vfio-pci software_version=1.2.0 type=mtty-2" in lines
     shows = lines.index("Shown without being declared:")
-    assert lines[shows + 1] == "  0000:01:00.1, 0000:02:00.0"
-    assert lines[shows + 2].split() == [
-        *("device_api=vfio-pci", "driver=vfio-pci"),
-        *("pci_id=15b3101e", "pci_revision=00", "pci_subsystem=15b30001", "type=pci-15b3-101e"),
-    ]
-    assert lines[shows + 3] == f"  {UUID}"
+    for line, (function, role) in enumerate([("0000:01:00.1", "vf"), ("0000:02:00.0", "function")]):
+        assert lines[shows + 1 + 2 * line] == f"  {function}"
+        assert lines[shows + 2 + 2 * line].split() == [
+            *("device_api=vfio-pci", "driver=vfio-pci", f"pci_function={role}"),
+            *("pci_id=15b3101e", "pci_revision=00", "pci_subsystem=15b30001", "type=pci-15b3-101e"),
+        ]
+    assert lines[shows + 5] == f"  {UUID}"
     assert any(line.startswith("  0000:02:00.0: it has no IOMMU group") for line in lines)
     assert any(line.startswith("  bus/pci/devices/0000:03:00.0: ") for line in lines)
 

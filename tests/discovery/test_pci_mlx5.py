@@ -36,6 +36,7 @@ def test_a_vf_shows_the_card(sys: Path, rdma: Path) -> None:
         "pci_id": "15b3101e",
         "pci_revision": "00",
         "pci_subsystem": "15b30001",
+        "pci_function": "vf",
         "driver": "mlx5_vfio_pci",
         **CARD,
     }

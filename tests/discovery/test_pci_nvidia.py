@@ -68,6 +68,7 @@ def test_a_vf_with_a_type_is_a_vgpu(sys: Path, vf: Path) -> None:
         "pci_id": "10de2335",
         "pci_revision": "a1",
         "pci_subsystem": "10de18be",
+        "pci_function": "vf",
         "driver": "nvidia",
         "driver_version": "580.95.05",
         "software_version": "580.95.05",

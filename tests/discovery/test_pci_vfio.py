@@ -49,6 +49,7 @@ def test_variant_drivers(sys: Path, driver: str, registered: bool) -> None:
         "pci_id": "".join(short),
         "pci_revision": "0a",
         "pci_subsystem": f"{short[0]}0061",
+        "pci_function": "vf" if host else "function",
         "driver": driver,
     }
     assert only(sys).is_vf is bool(host)

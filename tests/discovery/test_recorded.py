@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -183,7 +184,22 @@ def test_what_devices_show_is_what_their_files_say(recorded: Recorded, kernel: s
             )
             assert (says["type"], says["pci_id"]) == (f"pci-{vendor}-{model}", vendor + model)
             assert (says["pci_revision"], says["pci_subsystem"]) == (revision, "".join(subsystem))
+            role = next((role for role, file in ROLES.items() if os.path.lexists(path / file)), "function")
+            assert says["pci_function"] == role
             assert "software_version" not in says, "vfio-pci has no version"
+
+
+ROLES = {"vf": "physfn", "pf": "sriov_totalvfs"}
+
+
+def test_each_role_of_a_function_is_in_a_recording(recorded: Recorded) -> None:
+    """So that the test above cannot pass without them."""
+    roles = {
+        device.declaration.shown.get("pci_function")
+        for tree in ("2-vfio-mdev", "3-pf-on-vfio-pci")
+        for device in by_id(recorded(OLD, tree)).values()
+    }
+    assert roles == {"vf", "pf", "function", None}
 
 
 def content(file: Path) -> str:

@@ -38,6 +38,7 @@ def vf(driver: str, pci_id: str, revision: str = "01", subsystem: str = "1028000
         "pci_id": pci_id,
         "pci_revision": revision,
         "pci_subsystem": subsystem,
+        "pci_function": "vf",
         "driver": driver,
     }
 
@@ -112,6 +113,7 @@ class Case(msgspec.Struct, frozen=True):
 
 
 QUEUES = {"queue_pairs": "256", "queue_isolation": "0"}
+QUOTAS = {"vram_quota": "8589934592", "ggtt_quota": "268435456", "guc_version": "70.54.0"}
 SERVICES = {"services": "sym;asym", "capabilities": "1"}
 
 Changes = dict[str, str | None]
@@ -133,13 +135,20 @@ VGPU_CASES: list[tuple[str, Changes, Changes]] = [
 ]
 
 CASES = [
-    # xe: device id and revision, nothing else.
-    Case("xe", BMG, "Compatible"),
-    Case("xe", BMG, "Compatible", source={"pci_subsystem": "80860000"}, target={"software_version": "9.0"}),
+    # xe: device id and revision of VFs; memory, GGTT and firmware are not shown.
+    Case("xe", BMG, "Unknown"),
+    Case("xe", BMG, "Compatible", own=QUOTAS),
+    Case("xe", BMG, "Compatible", own=QUOTAS, source={"pci_subsystem": "80860000"}),
+    Case("xe", BMG, "Compatible", own=QUOTAS, target={"software_version": "9.0"}),
     Case("xe", BMG, "ApiSpecificMismatch", target={"pci_id": "8086e20b", "type": "pci-8086-e20b"}),
     Case("xe", BMG, "AttributeMismatch", target={"pci_revision": "02"}),
-    Case("xe", BMG, "Unknown", target={"pci_revision": None}),
-    Case("xe", BMG, "Unknown", source={"pci_revision": None}),
+    Case("xe", BMG, "Unknown", own=QUOTAS, target={"pci_revision": None}),
+    Case("xe", BMG, "Unknown", own=QUOTAS, source={"pci_revision": None}),
+    # A PF has the same ids and cannot migrate: not to a VF, not from one, not to another PF.
+    Case("xe", BMG, "AttributeMismatch", own=QUOTAS, source={"pci_function": "pf"}),
+    Case("xe", BMG, "AttributeMismatch", target={"pci_function": "pf"}),
+    Case("xe", {**BMG, "pci_function": "pf"}, "AttributeMismatch", own=QUOTAS),
+    Case("xe", {**BMG, "pci_function": "function"}, "AttributeMismatch"),
     # mtty: the number of ports, which is the type's.
     Case("mtty", MTTY, "Compatible"),
     Case("mtty", MTTY, "TypeMismatch", source={"type": "mtty-1"}),
@@ -221,6 +230,9 @@ def test_every_policy_has_a_yes_a_no_and_an_unknown() -> None:
 @pytest.mark.parametrize(
     ("policy", "base", "own"),
     [
+        ("xe", BMG, {**QUOTAS, "vram_quota": "4294967296"}),
+        ("xe", BMG, {**QUOTAS, "ggtt_quota": "134217728"}),
+        ("xe", BMG, {**QUOTAS, "guc_version": "70.55.0"}),
         ("hisi-acc", SEC, {**QUEUES, "queue_pairs": "128"}),
         ("hisi-acc", SEC, {**QUEUES, "queue_isolation": "1"}),
         ("qat", QAT, {**SERVICES, "services": "dc"}),
@@ -297,7 +309,7 @@ def test_what_is_not_shown_is_said(name: str) -> None:
     row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{name}` |"))
     unknown = row.split("|")[-2]
     shown = {attribute for case in CASES if case.policy == name for attribute in case.base}
-    hidden = set(attributes(name)) - shown
+    hidden = set(attributes(name)) - shown - spec_of(name).supplied_self.keys()
     assert set(re.findall(r"`(\w+)`", unknown)) == hidden
 
 

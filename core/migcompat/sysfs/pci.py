@@ -202,6 +202,7 @@ def read(
     shows = {
         **shown.given(device_api=DEVICE_API, type=type_id or signature, pci_id=own.pci_id),
         **own.shown(),
+        "pci_function": _role(tree, path, physfn),
         **shown.of_driver(driver, version),
         **shown.migration_features(tree, address),
         **(extra or {}),
@@ -230,6 +231,17 @@ def read(
     if not tree.is_directory(entry):
         raise Vanished
     return found
+
+
+def _role(tree: Tree, path: str, physfn: str) -> str:
+    """What the function at *path* is to SR-IOV: ``vf``, ``pf`` (it could have VFs), else ``function``.
+
+    The kernel makes the files from the PCI capability (``sriov_pf_dev_attr_group`` and
+    ``sriov_vf_dev_attr_group`` in ``drivers/pci/iov.c``; Documentation/ABI/testing/sysfs-bus-pci).
+    """
+    if physfn:
+        return "vf"
+    return "pf" if tree.exists(f"{path}/sriov_totalvfs") else "function"
 
 
 def _identity_of(function: Function, path: str, physfn: str) -> Identity:

@@ -95,6 +95,7 @@ def test_vfs_are_devices_when_vfio_has_them(ids: tuple[str, str], count: int) ->
         assert device.declaration.shown == {
             **{"device_api": "vfio-pci", "type": f"pci-{vendor}-{model}", "pci_id": vendor + model},
             **{"pci_revision": revision, "pci_subsystem": "".join(subsystem), "driver": "vfio-pci"},
+            "pci_function": "vf",
         }, "what VFs share is read from one of them: it is what each one's own files say"
     assert len({device.iommu_group for device in devices.values()}) == count
 
