@@ -35,6 +35,7 @@ def test_a_vgpu(sys: Path, gpu: Path) -> None:
         "device_api": "vfio-pci",
         "type": "nvidia-475",
         "type_name": "The nvidia-475",
+        "vgpu_type": "475",
         "parent_pci_id": "10de20b5",
         "pci_revision": "a1",
         "pci_subsystem": "10de1533",
@@ -42,6 +43,15 @@ def test_a_vgpu(sys: Path, gpu: Path) -> None:
         "driver_version": "580.95.05",
         "software_version": "580.95.05",
     }
+
+
+@pytest.mark.parametrize(
+    ("vendor", "type_id"), [("0x8086", "nvidia-475"), ("0x10de", "i915-475"), ("0x10de", "nvidia-x")]
+)
+def test_what_is_no_vgpu_type_of_nvidia(sys: Path, gpu: Path, vendor: str, type_id: str) -> None:
+    write(gpu, {"vendor": vendor})
+    add_mdev(sys, GPU, UUID, type_id=type_id, driver="nvidia-vgpu-vfio", group=77)
+    assert "vgpu_type" not in shown(sys)
 
 
 def test_the_version_is_the_parents_drivers_even_if_the_glue_has_one(sys: Path, gpu: Path) -> None:

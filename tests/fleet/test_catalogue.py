@@ -66,6 +66,7 @@ VGPU = {
     "device_api": "vfio-pci",
     "type": "nvidia-222",
     "type_name": "GRID T4-1B",
+    "vgpu_type": "222",
     "driver": "nvidia-vgpu-vfio",
     "driver_version": "580.95.05",
     "software_version": "580.95.05",
@@ -130,6 +131,8 @@ VGPU_CASES: list[tuple[str, Changes, Changes]] = [
     ("Unknown", {}, {"ecc_mode": None, "vgpu_versions": None}),
     ("Unknown", {"ecc_mode": None, "vgpu_versions": None}, {}),
     ("AttributeMismatch", {"ecc_mode": None, "vgpu_versions": "6+7"}, {}),
+    # Only vGPUs have a vGPU type.
+    ("Unknown", {"vgpu_type": None}, {"vgpu_type": None}),
     # Without a driver's version it says nothing: a whole GPU on vfio-pci, for instance.
     ("NotMigratable", {"software_version": None}, {}),
 ]

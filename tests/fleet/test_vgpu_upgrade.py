@@ -112,11 +112,41 @@ def test_a_node_that_goes_back_with_its_label_on_accepts_nothing() -> None:
     assert verdict("570.172.07", "570.172.07", policy_of(back)) == "NoCompatibleEntry"
 
 
+BARE = {key: value for key, value in VGPU.items() if key not in ("ecc_mode", "vgpu_versions")}
+"""Without NVML."""
+VERSION = {"software_version": "570.172.07"}
+
+
+def between(shows: Mapping[str, str], *policies: CompatibilityPolicy) -> tuple[bool, str]:
+    """The answer for two devices that show the same, on nodes with vGPUs."""
+    source, target = (published(n, Kind.PHYSICAL, shows, held=n == "source") for n in ("source", "target"))
+    labels = {node: {"vgpu": "yes"} for node in ("source", "target")}
+    return answer(list(policies), source, target, labels)
+
+
 def test_without_nvml_nothing_is_known() -> None:
-    policies = (CATALOGUE, policy_of(EXAMPLE))
-    bare = {key: value for key, value in VGPU.items() if key not in ("ecc_mode", "vgpu_versions")}
-    devices = [
-        published(node, Kind.PHYSICAL, {**bare, "software_version": "570.172.07"}, held=node == "source")
-        for node in ("source", "target")
-    ]
-    assert answer(list(policies), devices[0], devices[1]) == (False, "Unknown")
+    assert between({**BARE, **VERSION}, CATALOGUE, policy_of(EXAMPLE)) == (False, "Unknown")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (VERSION, "Compatible"),
+        (
+            {"vgpu_type": "", "type": "pci-10de-2335", "driver": "vfio-pci", "pci_function": "pf"},
+            "MalformedSelf",
+        ),
+        ({"vgpu_type": "", "type": "pci-10de-2335", "driver": "vfio-pci", **VERSION}, "Unknown"),
+    ],
+    ids=["vGPU", "whole GPU", "whole GPU whose driver has a version"],
+)
+def test_the_recipe_without_nvml_takes_vgpus_and_no_whole_gpus(
+    changes: Mapping[str, str], reason: str
+) -> None:
+    recipe = copy.deepcopy(raw("nvidia-vgpu"))
+    recipe["metadata"]["name"] = "no-nvml"
+    recipe["spec"]["selector"]["nodeLabels"] = {"vgpu": "yes"}
+    recipe["spec"]["self"] = {"ecc_mode": "enabled"}
+    del recipe["spec"]["compatible"][0]["vgpu_versions"]
+    shows = {key: value for key, value in {**BARE, **changes}.items() if value}
+    assert between(shows, CATALOGUE, policy_of(recipe)) == (reason == "Compatible", reason)
