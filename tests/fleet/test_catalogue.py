@@ -45,7 +45,7 @@ def vf(driver: str, pci_id: str, revision: str = "01", subsystem: str = "1028000
 
 BMG = vf("xe-vfio-pci", "8086e211")
 SEC = vf("hisi_acc_vfio_pci", "19e5a256", "30")
-QAT = vf("qat_vfio_pci", "80864943", "40")
+QAT = {**vf("qat_vfio_pci", "80864943", "40"), "services": "asym+sym"}
 CX7 = {
     **vf("mlx5_vfio_pci", "15b3101e", "00", "15b30022"),
     "psid": "MT_0000000834",
@@ -115,7 +115,7 @@ class Case(msgspec.Struct, frozen=True):
 
 QUEUES = {"queue_pairs": "256", "queue_isolation": "0"}
 QUOTAS = {"vram_quota": "8589934592", "ggtt_quota": "268435456", "guc_version": "70.54.0"}
-SERVICES = {"services": "sym;asym", "capabilities": "1"}
+CAPABLE = {"capabilities": "1"}
 
 Changes = dict[str, str | None]
 VGPU_CASES: list[tuple[str, Changes, Changes]] = [
@@ -161,11 +161,13 @@ CASES = [
     Case("hisi-acc", SEC, "Compatible", own=QUEUES),
     Case("hisi-acc", SEC, "ApiSpecificMismatch", own=QUEUES, source={"pci_id": "19e5a259"}),
     Case("hisi-acc", SEC, "AttributeMismatch", own=QUEUES, source={"pci_revision": "21"}),
-    # QAT: services and capabilities are not shown.
+    # QAT: the PF's services are shown, capabilities are not.
     Case("qat", QAT, "Unknown"),
-    Case("qat", QAT, "Compatible", own=SERVICES),
-    Case("qat", QAT, "AttributeMismatch", own=SERVICES, source={"pci_revision": "41"}),
-    Case("qat", QAT, "ApiSpecificMismatch", own=SERVICES, source={"pci_id": "80864945"}),
+    Case("qat", QAT, "Unknown", own=CAPABLE, target={"services": None}),
+    Case("qat", QAT, "Compatible", own=CAPABLE),
+    Case("qat", QAT, "AttributeMismatch", source={"services": "dc"}),
+    Case("qat", QAT, "AttributeMismatch", own=CAPABLE, source={"pci_revision": "41"}),
+    Case("qat", QAT, "ApiSpecificMismatch", own=CAPABLE, source={"pci_id": "80864945"}),
     # mlx5: the same card with the same firmware.
     Case("mlx5", CX7, "Compatible"),
     Case("mlx5", CX7, "AttributeMismatch", target={"psid": "MT_0000000838"}),
@@ -238,8 +240,7 @@ def test_every_policy_has_a_yes_a_no_and_an_unknown() -> None:
         ("xe", BMG, {**QUOTAS, "guc_version": "70.55.0"}),
         ("hisi-acc", SEC, {**QUEUES, "queue_pairs": "128"}),
         ("hisi-acc", SEC, {**QUEUES, "queue_isolation": "1"}),
-        ("qat", QAT, {**SERVICES, "services": "dc"}),
-        ("qat", QAT, {**SERVICES, "capabilities": "1+2"}),
+        ("qat", QAT, {"capabilities": "1+2"}),
         ("pds", PDS, {"firmware_version": "1.79.0"}),
         ("virtio", VIRTIO, {"features": "0+1+5+40"}),
         ("vfio-ap", AP, {"ap_types": "CEX7C"}),

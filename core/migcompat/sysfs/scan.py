@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from migcompat.sysfs import mdev, mdev_ap, mdev_ccw, pci_mdev, pci_mlx5, pci_nvidia, pci_vfio
+from migcompat.sysfs import mdev, mdev_ap, mdev_ccw, pci_mdev, pci_mlx5, pci_nvidia, pci_qat, pci_vfio
 from migcompat.sysfs.found import Finds, FoundDevice, ScanProblem, ScanResult
 from migcompat.sysfs.progress import Progress
 from migcompat.sysfs.provider import Names, Provider
@@ -22,6 +22,7 @@ __all__ = ["BUSES", "FoundDevice", "ScanError", "ScanProblem", "ScanResult", "sc
 PROVIDERS: tuple[Provider[Any], ...] = (
     pci_nvidia.PROVIDER,
     pci_mlx5.PROVIDER,
+    pci_qat.PROVIDER,
     pci_vfio.PROVIDER,
     mdev_ccw.PROVIDER,
     mdev_ap.PROVIDER,
