@@ -123,3 +123,37 @@ def test_a_function_of_another_driver_and_a_pf_of_this_one_show_no_card(sys: Pat
     by_id = {device.id: device.declaration.shown for device in scan(sys).devices}
     assert len(by_id) == 3
     assert [id for id, attributes in by_id.items() if CARD.keys() & attributes.keys()] == [VF]
+
+
+def test_of_bonded_ports_the_one_with_the_rdma_device_tells_for_all(sys: Path, rdma: Path) -> None:
+    """VF-LAG: the second PF of the card, and so its VFs, have no RDMA device of their own."""
+    second, vf = "0000:3b:00.1", "0000:3b:08.2"
+    add_function(sys, f"pci0000:3a/{second}", driver="mlx5_core", group=6, ids=("0x15b3", "0x1021"))
+    add_function(sys, f"pci0000:3a/{vf}", driver="mlx5_vfio_pci", group=78, physfn=second)
+    rdma.rename(rdma.with_name("mlx5_bond_0"))
+    found = {device.id: device.declaration.shown for device in scan(sys).devices}
+    assert [{key: found[id].get(key) for key in CARD} for id in (VF, vf)] == [CARD, CARD]
+    part = {device.id: device.declaration.shown for device in scan(sys, frozenset({vf})).devices}
+    assert part == {vf: found[vf]}, "a look at no more than this VF"
+
+
+def test_a_pf_with_an_rdma_device_tells_for_itself(sys: Path, rdma: Path) -> None:
+    other = add_function(
+        sys, "pci0000:3a/0000:3b:00.1", driver="mlx5_core", group=6, ids=("0x15b3", "0x1021")
+    )
+    (other / "infiniband/mlx5_1").mkdir(parents=True)
+    write(other / "infiniband/mlx5_1", {"fw_ver": "1.2.3", "board_id": "OTHER"})
+    assert shown(sys).items() >= CARD.items()
+
+
+@pytest.mark.parametrize("address", ["0000:3b:01.0", "0000:3c:00.0", "0001:3b:00.0"])
+def test_another_slot_is_another_card(sys: Path, rdma: Path, address: str) -> None:
+    other = add_function(sys, f"pci0000:3a/{address}", driver="mlx5_core", group=6, ids=("0x15b3", "0x1021"))
+    rdma.parent.rename(other / "infiniband")
+    assert not CARD.keys() & shown(sys).keys()
+
+
+def test_a_vf_of_the_slot_tells_nothing_of_the_card(sys: Path, rdma: Path) -> None:
+    other = add_function(sys, "pci0000:3a/0000:3b:00.3", driver="mlx5_core", group=6, physfn=PF)
+    rdma.parent.rename(other / "infiniband")
+    assert not CARD.keys() & shown(sys).keys()
