@@ -15,7 +15,10 @@ from tests.kernel.image import HERE, ROOT, Image
 
 DEADLINE = 1200.0
 """Seconds from switching the machine on until it is off again; 180 on a quiet machine."""
-SOURCES = ("core", "deviceplugin", "tests/support", "tests/deviceplugin", "tests/kernel", "pyproject.toml")
+SOURCES = (
+    *("core", "deviceplugin", "charts/migcompat/files/catalogue", "pyproject.toml"),
+    *("tests/support", "tests/deviceplugin", "tests/kernel"),
+)
 """What the machine sees of this repository."""
 
 _POLL = 0.1
