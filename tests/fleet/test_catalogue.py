@@ -75,6 +75,7 @@ VGPU = {
     "pci_subsystem": "10de12a2",
     "ecc_mode": "enabled",
     "vgpu_versions": "7+8+9",
+    "vgpu_versions_allowed": "7+8+9",
 }
 VGPU_VF = {
     **vf("nvidia", "10de2335", "a1", "10de18be"),
@@ -84,6 +85,7 @@ VGPU_VF = {
     "software_version": "580.95.05",
     "ecc_mode": "enabled",
     "vgpu_versions": "7+8+9",
+    "vgpu_versions_allowed": "7+8+9",
 }
 
 
@@ -121,15 +123,19 @@ Changes = dict[str, str | None]
 VGPU_CASES: list[tuple[str, Changes, Changes]] = [
     ("Compatible", {}, {}),
     ("Compatible", {"vgpu_versions": "8+9"}, {}),
-    ("AttributeMismatch", {}, {"vgpu_versions": "8+9"}),
+    # What the target's administrator has taken away counts; what the source's has, guests keep.
+    ("AttributeMismatch", {}, {"vgpu_versions_allowed": "8+9"}),
+    ("AttributeMismatch", {"vgpu_versions_allowed": "9"}, {"vgpu_versions_allowed": "8+9"}),
+    ("Compatible", {"vgpu_versions_allowed": "9"}, {"vgpu_versions": "6+7+8+9"}),
+    ("Unknown", {}, {"vgpu_versions_allowed": None}),
     ("AttributeMismatch", {}, {"ecc_mode": "disabled"}),
     ("AttributeMismatch", {"pci_subsystem": "10de0001"}, {}),
     ("TypeMismatch", {"type": "nvidia-223"}, {}),
     ("VersionMinorOlder", {"software_version": "580.105.08"}, {}),
     ("VersionMinorOlder", {"software_version": "580.65.06"}, {}),
     ("VersionMajorMismatch", {"software_version": "570.172.07"}, {}),
-    ("Unknown", {}, {"ecc_mode": None, "vgpu_versions": None}),
-    ("Unknown", {"ecc_mode": None, "vgpu_versions": None}, {}),
+    ("Unknown", {}, {"ecc_mode": None, "vgpu_versions": None, "vgpu_versions_allowed": None}),
+    ("Unknown", {"ecc_mode": None, "vgpu_versions": None, "vgpu_versions_allowed": None}, {}),
     ("AttributeMismatch", {"ecc_mode": None, "vgpu_versions": "6+7"}, {}),
     # Only vGPUs have a vGPU type.
     ("Unknown", {"vgpu_type": None}, {"vgpu_type": None}),

@@ -28,6 +28,7 @@ VGPU = {
     "vgpu_type": "1414",
     "ecc_mode": "enabled",
     "vgpu_versions": "7+8",
+    "vgpu_versions_allowed": "7+8",
 }
 
 
@@ -90,6 +91,8 @@ def test_an_upgraded_node_without_its_label_takes_nothing_old() -> None:
     [
         ({"source": {"vgpu_versions": "6+7+8"}}, "AttributeMismatch"),
         ({"source": {"vgpu_versions": "8"}}, "Compatible"),
+        ({"source": {"vgpu_versions": "6+7+8", "vgpu_versions_allowed": "7+8"}}, "AttributeMismatch"),
+        ({"target": {"vgpu_versions_allowed": "8"}}, "AttributeMismatch"),
         ({"target": {"ecc_mode": "disabled"}}, "AttributeMismatch"),
         ({"target": {"pci_subsystem": "10de18bf"}}, "AttributeMismatch"),
         ({"target": {"type": "nvidia-1415"}}, "TypeMismatch"),
@@ -112,7 +115,7 @@ def test_a_node_that_goes_back_with_its_label_on_accepts_nothing() -> None:
     assert verdict("570.172.07", "570.172.07", policy_of(back)) == "NoCompatibleEntry"
 
 
-BARE = {key: value for key, value in VGPU.items() if key not in ("ecc_mode", "vgpu_versions")}
+BARE = {key: value for key, value in VGPU.items() if key != "ecc_mode" and "versions" not in key}
 """Without NVML."""
 VERSION = {"software_version": "570.172.07"}
 

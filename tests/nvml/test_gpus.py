@@ -24,7 +24,7 @@ from tests.nvml.conftest import GPU, LONG, ON_VF, OTHER, UUID, VF, settle
 from tests.support.fabricate import write
 from tests.support.nvml import DRIVER, Stub
 
-NAMES = {"ecc_mode", "vgpu_versions", "vgpu_manager_version"}
+NAMES = {"ecc_mode", "vgpu_versions", "vgpu_versions_allowed", "vgpu_manager_version"}
 
 
 class Clock:
@@ -89,7 +89,8 @@ def test_devices_show_what_is_true_of_their_gpu(nvml: Nvml, sys: Path) -> None:
     assert {"7.1", "24.1", "24.2", "25.1"} <= set(versions)
     assert not {"6.1", "25.2", "26.1"} & set(versions)
     assert versions == sorted(versions)
-    common = {"vgpu_manager_version": DRIVER, "vgpu_versions": "+".join(versions)}
+    ranges = dict.fromkeys(("vgpu_versions", "vgpu_versions_allowed"), "+".join(versions))
+    common = {"vgpu_manager_version": DRIVER, **ranges}
     assert found[VF] == {**common, "ecc_mode": "enabled", "type_name": "NVIDIA H200X-1-18C"}
     assert found[ON_VF] == {**common, "ecc_mode": "enabled"}
     assert found[UUID] == common
@@ -204,7 +205,7 @@ def test_nvml_cannot_be_initialised(nvml: Nvml, stub: Stub, sys: Path, code: int
     ("function", "lost"),
     [
         ("nvmlSystemGetDriverVersion", {"vgpu_manager_version"}),
-        ("nvmlGetVgpuVersion", {"vgpu_versions"}),
+        ("nvmlGetVgpuVersion", {"vgpu_versions", "vgpu_versions_allowed"}),
         ("nvmlDeviceGetEccMode", {"ecc_mode"}),
         ("nvmlDeviceGetHandleByPciBusId_v2", {"ecc_mode", "type_name"}),
         ("nvmlDeviceGetSupportedVgpus", {"type_name"}),

@@ -50,7 +50,7 @@ def facts(asked: Sequence[Question], answers: Sequence[Answer]) -> Facts:
             if name == "driver_version":
                 common |= given(vgpu_manager_version=_text(value))
             elif name == "vgpu_versions":
-                common |= given(vgpu_versions=vgpu_versions(*value))
+                common |= _vgpu_versions(*value)
             elif name == "ecc_mode":
                 gpus.setdefault(str(arguments[0]), {})["ecc_mode"] = _ecc_mode(value)
             else:
@@ -60,16 +60,29 @@ def facts(asked: Sequence[Question], answers: Sequence[Answer]) -> Facts:
     return Facts(common, gpus, names, tuple(problems))
 
 
-def vgpu_versions(supported: Sequence[int], current: Sequence[int]) -> str:
-    """The versions that the host's vGPU manager agrees upon with a guest, as a set (``18.1+18.2+19.1``).
+def _vgpu_versions(supported: Sequence[int], current: Sequence[int]) -> dict[str, str]:
+    """Which vGPU versions running guests may have, and upon which the host still agrees.
 
-    *supported*: what it can, *current*: what the administrator has left of it; first and last version each. A
-    version is a number of 32 bits, the upper 16 of them major, the lower minor (NVIDIA,
+    *supported*: what its vGPU manager can, *current*: what the administrator has left of it; first and last
+    version each. The version is agreed upon when the guest's driver is loaded, so one that has been taken
+    away since may still be in use (NVML, ``nvmlSetVgpuVersion``).
+    """
+    allowed = max(supported[0], current[0]), min(supported[1], current[1])
+    return {
+        "vgpu_versions": vgpu_versions(supported),
+        "vgpu_versions_allowed": vgpu_versions(allowed),
+    }
+
+
+def vgpu_versions(bounds: Sequence[int]) -> str:
+    """The vGPU versions between *bounds* (the first and the last), as a set (``18.1+18.2+19.1``).
+
+    A version is a number of 32 bits, the upper 16 of them major, the lower minor (NVIDIA,
     open-gpu-kernel-modules, ``NV_VGPU_GRIDSW_NUMBER_EXTERNAL_*`` in ``vgpu/vgpu_version.h``). A range is
     spelled as the versions of ``MINORS`` in it, whether NVIDIA has made them or not: one range is part of
     another iff its set is. Raises ValueError for a range that cannot be spelled so.
     """
-    low, high = max(supported[0], current[0]), min(supported[1], current[1])
+    low, high = bounds
     if any(end >> 16 == 0 or (end & 0xFFFF) not in MINORS for end in (low, high)) or low > high:
         raise ValueError(f"the range {low:#x} to {high:#x} is not understood")
     majors = range(low >> 16, (high >> 16) + 1)
