@@ -356,6 +356,24 @@ def test_only_target_pods_are_sent_to_the_webhook(binaries: Binaries) -> None:
 
 
 @pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ((), "THE WEBHOOK DENIES"),
+        (("--set=devicePlugin.mode=observe",), "THE WEBHOOK DENIES"),
+        (("--set=webhook.enabled=false",), "THE GUARD REFUSES"),
+        (("--set=webhook.enabled=false", "--set=devicePlugin.mode=observe"), "Unknown"),
+        (("--set=devicePlugin.privileged=true",), "THE WEBHOOK DENIES"),
+        (("--set=devicePlugin.privileged=true", "--set=devicePlugin.nvml.hostPath=/usr/lib64"), ""),
+        (("--set=catalogue.policies={xe}",), ""),
+    ],
+)
+def test_the_notes_warn_of_vgpus_without_nvml(binaries: Binaries, flags: tuple[str, ...], says: str) -> None:
+    found = [line for line in notes(binaries, *flags).splitlines() if "WITHOUT NVML" in line]
+    assert len(found) == bool(says)
+    assert says in "".join(found)
+
+
+@pytest.mark.parametrize(
     ("values", "address"),
     [
         ("extender.port=8443", "https://<address of Service migcompat-extender>"),

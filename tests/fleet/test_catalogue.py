@@ -277,7 +277,7 @@ def test_what_is_supplied_by_hand_for_a_group_of_nodes_is_compared(
 @pytest.mark.parametrize(
     ("policy", "base", "less", "more"),
     [
-        ("qat", QAT, SERVICES, {"capabilities": "1+2"}),
+        ("qat", QAT, CAPABLE, {"capabilities": "1+2"}),
         ("virtio", VIRTIO, {"features": "0+1"}, {"features": "0+1+5"}),
         ("vfio-ap", {**AP, "ap_types": "CEX8C"}, {}, {"ap_queues": "05.0004+05.0047+05.0048"}),
         ("vfio-ap", {**AP, "ap_types": "CEX8C"}, {}, {"ap_control_domains": "0004+0005"}),
