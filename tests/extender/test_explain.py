@@ -11,6 +11,7 @@ import pytest
 from migcompat.api import names
 from migcompat.api.compatibilitypolicy import CompatibilityPolicy
 from migcompat.api.meta import ObjectMeta
+from migcompat.api.vfionode import Migration
 from migcompat.fleet.fleet import Fleet
 from migcompat.fleet.judge import Judge, Overlay, content_key
 from migcompat_extender.explain import Explain, NotExplainable
@@ -205,6 +206,21 @@ def test_a_refusing_attribute_is_told_with_both_values_and_its_section() -> None
         }
     ]
     assert view["rejection"] == f"VersionMinorOlder: {entry['message']}"
+
+
+def test_what_the_kernel_says_of_a_device_is_told_before_what_it_declares() -> None:
+    fleet = world({"n2": "1.1.0"})
+    there = fleet.vfionode("n2")
+    assert there is not None
+    (device,) = there.status.devices
+    cannot = msgspec.structs.replace(device, migration=Migration(supported=False))
+    status = msgspec.structs.replace(there.status, devices=[cannot])
+    fleet.put_vfionode(msgspec.structs.replace(there, status=status))
+    (view,) = explained(fleet, "n2")["nodes"]
+    (pairing,) = view["pairings"]
+    assert view["rejection"] == "NotMigratable: the target's driver cannot migrate this device"
+    assert (pairing["trace"]["presence"]["finding"], pairing["trace"].get("entries", [])) == ("refuses", [])
+    assert pairing["trace"]["presence"]["target"] == "cannot migrate"
 
 
 def test_what_keeps_a_node_from_being_taken_beside_its_devices_is_told() -> None:

@@ -9,7 +9,7 @@ import pytest
 from migcompat.api.cluster import Node, Pod
 from migcompat.api.compatibilitypolicy import CompatibilityPolicy
 from migcompat.api.meta import ObjectMeta
-from migcompat.api.vfionode import VFIONode
+from migcompat.api.vfionode import Migration, VFIONode
 from migcompat.fleet import stock
 from migcompat.fleet.fit import Fit
 from migcompat.fleet.fleet import Fleet
@@ -48,6 +48,19 @@ def common(fleet: Fleet, name: str) -> int:
     assert isinstance(found, tuple)
     value: int = -found[3]
     return value
+
+
+def test_a_device_that_cannot_migrate_is_nobodys() -> None:
+    fleet = fleet_with("1.1.0")
+    for name in ("n1", "n2"):
+        fleet.put_node(node(name))
+        fleet.put_vfionode(vfionode(name, {name: OLD}))
+    assert common(fleet, "n1") == 2
+    there = vfionode("n2", {"n2": OLD})
+    cannot = msgspec.structs.replace(there.status.devices[0], migration=Migration(supported=False))
+    there.status.devices[0] = cannot
+    fleet.put_vfionode(there)
+    assert common(fleet, "n1") == 1
 
 
 def test_a_device_counts_by_the_worst_off_that_it_would_take() -> None:

@@ -137,7 +137,7 @@ class _Recorder:
     def skipped(self, problems: Mapping[int, str]) -> None:
         self.entries |= {index: EntryTrace(index, problem=why) for index, why in problems.items()}
 
-    def matcher(
+    def matcher(  # noqa: PLR0917
         self,
         index: int,
         source: Mapping[str, str],

@@ -13,6 +13,7 @@ from migcompat.engine.matching import (
     STAGE_ALL,
     Matcher,
     Outcome,
+    Rules,
     UnusableEntryError,
     compile_entry,
     rules,
@@ -50,7 +51,7 @@ class Recorder(Protocol):
     def skipped(self, problems: Mapping[int, str]) -> None:
         """Entries that are not usable, by index, and why."""
 
-    def matcher(
+    def matcher(  # noqa: PLR0917
         self,
         index: int,
         source: Mapping[str, str],

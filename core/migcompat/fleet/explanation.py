@@ -15,7 +15,7 @@ from migcompat.engine.policy import Choice, Policy
 from migcompat.engine.reasons import Reason
 from migcompat.engine.trace import PRESENCE, Finding, Row, Rule, Trace, trace
 from migcompat.engine.verdict import Verdict
-from migcompat.fleet.fit import Fit
+from migcompat.fleet.fit import Fit, Target, cannot_migrate
 from migcompat.fleet.fleet import Fleet, Offer
 from migcompat.fleet.judge import Overlay
 from migcompat.fleet.migrant import Migrant, MigrantDevice, Mode
@@ -253,6 +253,8 @@ def _pairing(migrant: Migrant, source: MigrantDevice | None, offers: list[Offer]
     target, selected = offers[0].target, offers[0].selected
     if source is None:
         found = _untold(migrant, target.policy)
+    elif verdict := cannot_migrate(source, target):
+        found = Trace(verdict, _kernel_says(source, target, verdict))
     else:
         policy = Overlay.of(migrant).apply(target.policy)
         found = trace(source.declaration, target.declaration, policy)
@@ -289,6 +291,13 @@ def _untold(migrant: Migrant, policy: Policy) -> Trace:
     message = migrant.problem or "the devices of the source are not known"
     row = Row(PRESENCE, None, f"unknown: {policy.unknown}", Rule.POLICY, "", finding, "§5 unknown", message)
     return Trace(Verdict(allowed, Reason.UNKNOWN, message), row)
+
+
+def _kernel_says(source: MigrantDevice, target: Target, verdict: Verdict) -> Row:
+    """What no declaration and no policy changes: a driver that cannot migrate its device."""
+    told = {True: "can migrate", False: "cannot migrate", None: "not known"}
+    shown = told[source.migratable], told[target.migratable]
+    return Row(PRESENCE, *shown, Rule.NONE, "", Finding.REFUSES, "§3 stage 1", verdict.message)
 
 
 def _notes(fleet: Fleet, vmi: VirtualMachineInstance, migrant: Migrant, node: str) -> Iterator[str]:

@@ -152,12 +152,15 @@ def _verdicts(migrant: Migrant, targets: Sequence[Target], judge: Judge) -> list
     return rows
 
 
-def _verdict(device: MigrantDevice, target: Target, judge: Judge, overlay: Overlay) -> Verdict:
-    if device.migratable is False:
+def cannot_migrate(source: MigrantDevice | Target, target: Target) -> Verdict | None:
+    """The verdict where the kernel says of one of them that it cannot migrate, else None."""
+    if source.migratable is False:
         return _SOURCE_CANNOT
-    if target.migratable is False:
-        return _TARGET_CANNOT
-    return judge.verdict(
+    return _TARGET_CANNOT if target.migratable is False else None
+
+
+def _verdict(device: MigrantDevice, target: Target, judge: Judge, overlay: Overlay) -> Verdict:
+    return cannot_migrate(device, target) or judge.verdict(
         (device.key or content_key(device.declaration), device.declaration),
         (target.key or content_key(target.declaration), target.declaration),
         (target.policy_key, target.policy),

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 
 import msgspec
 
-from migcompat.fleet.fit import Target
+from migcompat.fleet.fit import Target, cannot_migrate
 from migcompat.fleet.judge import Judge, Overlay
 
 MOST_HELD = 32
@@ -23,8 +23,8 @@ MOST_FREE = 256
 NOBODYS = 2**31
 """What a device counts that no device in use could move to: nobody will miss it."""
 
-Kind = tuple[str, str, str]
-"""Pool, content key, policy key."""
+Kind = tuple[str, str, str, bool]
+"""Pool, content key, policy key, whether it can migrate as far as is known."""
 
 _PLAIN = Overlay()
 
@@ -116,6 +116,8 @@ class Stock:
 
     def _takes(self, free: Kind, held: Kind) -> bool:
         target, source = self._examples[free], self._examples[held]
+        if cannot_migrate(source, target):
+            return False
         return self._judge.verdict(
             (held[1], source.declaration),
             (free[1], target.declaration),
@@ -126,7 +128,7 @@ class Stock:
 
 def kind_of(target: Target) -> Kind:
     """What *target* is counted as."""
-    return target.resource, target.key, target.policy_key
+    return target.resource, target.key, target.policy_key, target.migratable is not False
 
 
 def _most(counts: Counter[Kind], pool: str, limit: int) -> list[Kind]:
