@@ -168,6 +168,9 @@ class Mirror:
 
     def _put_migration(self, item: VirtualMachineInstanceMigration) -> bool:
         key = (item.metadata.namespace, item.metadata.name)
+        if key not in self.migrations and self._has_devices(_migrating(item)):
+            # Whether it is to be touched depends on the VM's answer, which it does not change.
+            self.dirty.mark(Subject.QUESTION, _migrating(item))
         self._drop_migration(*key)
         self.migrations[key] = item
         self.migrations_of.setdefault(_migrating(item), set()).add(key)
@@ -181,6 +184,10 @@ class Mirror:
             if not self.migrations_of[of]:
                 del self.migrations_of[of]
         return False
+
+    def _has_devices(self, vmi: Key) -> bool:
+        found = self.fleet.vmi(*vmi)
+        return found is not None and any(map(self.fleet.is_ours, found.device_names()))
 
     def _put_compatibility(self, item: MigrationCompatibility) -> bool:
         key = (item.metadata.namespace, item.metadata.name)

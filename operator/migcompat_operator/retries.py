@@ -3,8 +3,9 @@
 virt-controller backs off between tries at a target pod that the webhook denies, up to many minutes; a changed
 annotation on the VirtualMachineInstanceMigration brings the next try at once (measured). So a migration is
 touched when what the webhook denies becomes what it lets pass: something accepting is free, or the VM need
-not wait for that any more (mode ``prefer`` or ``ignore``). Since the extender's own view may lag, it is
-touched a few times more while no target pod has its node.
+not wait for that any more (mode ``prefer`` or ``ignore``). Since the extender's own view may lag, or may have
+lagged when it denied what is fine by ours, a migration that waits though its VM could go is touched a few
+times more while no target pod has its node.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Retries:
     def __init__(self) -> None:
         self._hopeful: dict[Key, bool] = {}
         self._waiting: dict[Key, _Waiting] = {}
+        self._followed: set[Key] = set()
 
     def note(
         self,
@@ -68,6 +70,7 @@ class Retries:
             if migration.status.phase in WAITING_PHASES:
                 key = (migration.metadata.namespace, migration.metadata.name)
                 self._waiting[key] = _Waiting(vmi, 1, now + FOLLOW_UPS[0])
+                self._followed.add(key)
                 touches.append(Touch(key, _value(survey, migration, 1)))
         return touches
 
@@ -87,9 +90,17 @@ class Retries:
     ) -> list[Touch]:
         """Touch again what is due and still waits for a target pod with a node.
 
+        A migration that is met here for the first time, while its VM could go, is due a while later.
         *started*: UIDs of migrations that have one. *now*: monotonic seconds.
         """
         running = set(started)
+        self._followed &= migrations.keys()
+        for key, item in migrations.items():
+            vmi = (item.metadata.namespace, item.spec.vmi_name)
+            waits = item.status.phase in WAITING_PHASES and item.metadata.uid not in running
+            if waits and key not in self._followed and self._hopeful.get(vmi, False):
+                self._followed.add(key)
+                self._waiting[key] = _Waiting(vmi, 0, now + FOLLOW_UPS[0])
         touches = []
         for key, waiting in list(self._waiting.items()):
             migration = migrations.get(key)

@@ -86,6 +86,36 @@ def test_followed_up_while_no_target_pod_appears_and_not_for_ever() -> None:
     assert touched == len(FOLLOW_UPS)
 
 
+def test_a_migration_that_waits_though_its_vm_could_go_is_followed_up_once() -> None:
+    """The extender denied what the operator, who sees more or sees it sooner, would let pass."""
+    retries = Retries()
+    known = {("tenant-a", "m"): migration()}
+    retries.note(VMI, survey(1), before=None, migrations=[], now=0)
+    assert not retries.follow_up(known, [], now=0), "its target pod may be on its way"
+    now, touched = 0.0, 0
+    while (due := retries.next_due()) is not None:
+        now = due
+        touched += len(retries.follow_up(known, [], now))
+    assert touched == len(FOLLOW_UPS) + 1
+    assert not retries.follow_up(known, [], now + 100)
+    assert not retries.follow_up({}, [], now + 101)
+    retries.follow_up(known, [], now + 102)
+    assert retries.next_due() is not None, "another one of that name"
+
+
+def test_a_migration_of_a_vm_that_cannot_go_or_is_not_known_is_not_followed_up() -> None:
+    retries = Retries()
+    known = {("tenant-a", "m"): migration()}
+    retries.follow_up(known, [], now=0)
+    assert retries.next_due() is None
+    retries.note(VMI, survey(0), before=None, migrations=[], now=0)
+    retries.follow_up(known, [], now=0)
+    assert retries.next_due() is None
+    retries.note(VMI, survey(1), before=None, migrations=[], now=1)
+    retries.follow_up({("tenant-a", "m"): migration("Running")}, [], now=1)
+    assert retries.next_due() is None
+
+
 def test_no_follow_up_once_a_target_pod_is_there_or_the_migration_gone() -> None:
     for known, started in (({("tenant-a", "m"): migration()}, ["m-uid"]), ({}, [])):
         retries = Retries()

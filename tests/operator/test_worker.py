@@ -257,6 +257,23 @@ async def test_a_migration_that_still_waits_is_touched_again_with_no_other_chang
     running.cancel()
 
 
+async def test_a_new_migration_is_followed_up_though_nothing_else_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retries, "FOLLOW_UPS", (0.01,))
+    bench = Bench(count_delay=0)
+    bench.another_target("n2")
+    await bench.passes()
+    running = asyncio.create_task(bench.worker.run())
+    meta = ObjectMeta(name="m", namespace="tenant-a", uid="m-uid", resource_version="1")
+    waiting = VirtualMachineInstanceMigration(meta, MigrationSpec("vm-a"), MigrationStatus("Pending"))
+    bench.mirror.put(VMIMS, waiting)
+    async with asyncio.timeout(10):
+        while ("touch", "m") not in bench.writer.done:
+            await asyncio.sleep(0.01)
+    running.cancel()
+
+
 async def test_where_a_target_pod_waits_for_its_node_kube_scheduler_is_told_until_it_has_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
