@@ -69,6 +69,8 @@ def take(
       in another pool the kubelet would hand it out a second time;
     * while what would tell its pool (type, PCI id, driver) cannot be read, or there is no configuration.
 
+    A type's name stays as it was read once: NVIDIA's driver names a VF's only while the card has room.
+
     One with another type or PCI id is another device. One that was never readable has no pool that means
     anything and is published but not served. What the configuration ignores, and without one what was not
     there before, is left out.
@@ -84,6 +86,8 @@ def take(
 def _taken(
     found: FoundDevice, old: Device | None, configuration: Configuration | None, held: Held
 ) -> Device | None:
+    if old is not None and old.found.type == found.type and not found.type_name:
+        found = msgspec.structs.replace(found, type_name=old.found.type_name)
     served = _is_served(found.id, found.kind, found.type, found.pci_id)
     choice = Choice("") if configuration is None else configuration.choose(found)
     claims = (choice.resource, *choice.also) if choice.also else ()

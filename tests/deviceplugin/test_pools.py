@@ -123,6 +123,17 @@ def published(**more: Any) -> PublishedDevice:
     return msgspec.structs.replace(device, **more)
 
 
+def test_a_type_that_has_lost_its_name_stays_where_the_name_had_it() -> None:
+    """NVIDIA's driver lists the types of VFs only while the card has room for one more."""
+    named = Configuration(resources=(selecting(NEW, typeNames="A40-8Q"),), others=Others.IGNORE)
+    before = take(ScanResult((found(type_name="A40-8Q"),)), {}, named, free)
+    assert pools(before) == {"d": NEW}
+    full = take(ScanResult((found(),)), before, named, free)
+    assert pools(take(ScanResult((found(),)), full, named, free)) == {"d": NEW}
+    assert take(ScanResult((found(type_="t-2"),)), before, named, free) == {}, "another device"
+    assert take(ScanResult((found(type_name="A40-4Q"),)), before, named, free) == {}
+
+
 def test_what_an_earlier_agent_published_is_recalled() -> None:
     result = ScanResult((found(), found("e")))
     assert pools(recalled(result, [published(), published(id="gone")])) == {"d": NEW}
